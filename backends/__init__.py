@@ -1,0 +1,125 @@
+"""How posterior moments are computed: one primitive, and the machines it runs on.
+
+The ground floor of the house: nothing here knows a prior, a Fisher or a schedule. A backend is a module with a
+`posterior_moments` of the same signature; `array_api` is the specification, the others are faster on their own arrays.
+
+==============  =======================================  =====================================================
+name            arrays                                   covariance forms
+==============  =======================================  =====================================================
+``array-api``   any array-API namespace                  all
+``numba``       NumPy (the default there)                spherical compiled; the others through ``array-api``
+==============  =======================================  =====================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
+from types import ModuleType
+
+from dfmath.backends._compat import Array, is_numpy_array
+from dfmath.backends.components import Components
+from dfmath.backends.moments import Moments, Space, Want, merge
+
+__all__ = ["Moments", "Space", "Want", "available", "merge", "posterior_moments", "use"]
+
+_MODULES = {"array-api": "array_api", "numba": "numba_cpu"}
+_chosen: ContextVar[str | None] = ContextVar("dfmath_backend", default=None)
+
+
+def available() -> tuple[str, ...]:
+    """Return the names that `use` accepts."""
+    return tuple(_MODULES)
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Compute on the named backend within this block, in this thread or task.
+
+    Parameters
+    ----------
+    name
+        One of `available()`.
+
+    Raises
+    ------
+    ValueError
+        If there is no backend of that name.
+
+    Examples
+    --------
+    >>> import dfmath.backends
+    >>> with dfmath.backends.use("array-api"):
+    ...     pass
+    """
+    if name not in _MODULES:
+        near = get_close_matches(name, _MODULES, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"backend must be one of {', '.join(_MODULES)}, got {name!r}{hint}")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def backend_for(array: Array) -> ModuleType:
+    """Return the backend module chosen by `use`, or else the one made for this kind of array."""
+    name = _chosen.get() or ("numba" if is_numpy_array(array) else "array-api")
+    if name == "numba" and not is_numpy_array(array):
+        kind = f"{type(array).__module__}.{type(array).__name__}"
+        raise TypeError(f"backend 'numba' computes on NumPy arrays, got {kind}; use 'array-api' there")
+    return importlib.import_module(f"dfmath.backends.{_MODULES[name]}")
+
+
+def posterior_moments(
+    queries: Array,
+    components: Components,
+    alpha: Array,
+    sigma: Array,
+    want: Iterable[Want] = (),
+    *,
+    space: Space = "posterior",
+    probes: Array | None = None,
+    tolerance: float = 0.0,
+) -> Moments:
+    """Return the posterior moments of a mixture at queries x = alpha x0 + sigma eps [MATH 1.3-1.5].
+
+    Parameters
+    ----------
+    queries
+        (B, d) in the dtype that moments accumulate in (float64 wherever the device has it).
+    components
+        K components of one covariance form, in any floating dtype; read tile by tile.
+    alpha, sigma
+        (B,) or (1,) each, in the queries' dtype.
+    want
+        Any of ``mean``, ``trace``, ``diagonal``, ``product`` (needs `probes`), ``dense``. Without any, only the log
+        density is computed.
+    space
+        ``posterior`` for posterior means and covariances, ``score`` for scores and precisions; see `moments`.
+    probes
+        (B, d, p) vectors to multiply the second moments with.
+    tolerance
+        Posterior mass that a backend may leave out; how much it did is certified in ``omitted``.
+
+    Returns
+    -------
+    Moments
+        In the queries' namespace, dtype and device. Inputs are not validated here: the public classes of `dfmath` do.
+    """
+    backend = backend_for(queries)
+    result: Moments = backend.posterior_moments(
+        queries,
+        components,
+        alpha,
+        sigma,
+        want=frozenset(want) | ({"mean"} if want else set()),
+        space=space,
+        probes=probes,
+        tolerance=tolerance,
+    )
+    return result

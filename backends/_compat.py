@@ -1,0 +1,78 @@
+"""The one file that imports the array-API compatibility layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+from array_api_compat import device, is_jax_array, is_numpy_array, is_torch_array, size, to_device
+
+Array = Any
+Namespace = Any
+
+__all__ = [
+    "Array",
+    "Namespace",
+    "accumulation_dtype",
+    "array_namespace",
+    "device",
+    "from_numpy",
+    "gather_rows",
+    "is_jax_array",
+    "is_numpy_array",
+    "is_torch_array",
+    "numpy_namespace",
+    "size",
+    "to_device",
+    "to_numpy",
+]
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """Return the array-API namespace that the arrays share."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def numpy_namespace() -> Namespace:
+    """Return NumPy's array-API namespace."""
+    import array_api_compat.numpy as xp
+
+    return xp
+
+
+def accumulation_dtype(xp: Namespace, like: Array) -> Any:
+    """Return the widest real floating dtype the array's device computes in: float64 wherever it exists.
+
+    JAX without its 64-bit mode and Apple's MPS device have none; sums are then kept in float32, and
+    ``DiffusionFisher.error_bound`` says what that costs.
+    """
+    info = xp.__array_namespace_info__()
+    kinds = info.dtypes(device=device(like), kind="real floating")
+    return kinds.get("float64", xp.float32)
+
+
+def to_numpy(array: Array) -> Any:
+    """Return the array's values as a NumPy array, detached and on the host."""
+    import numpy as np
+
+    if is_torch_array(array):
+        array = array.detach()
+    if is_numpy_array(array):
+        return np.asarray(array)
+    if is_jax_array(array):
+        return np.asarray(array)
+    try:
+        return np.from_dlpack(to_device(array, "cpu"))
+    except (ValueError, TypeError, AttributeError, BufferError):
+        return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def from_numpy(values: Any, like: Array, dtype: Any = None) -> Array:
+    """Return NumPy values as an array in the namespace, on the device and (unless given) in the dtype of `like`."""
+    xp = array_namespace(like)
+    return xp.asarray(values, dtype=like.dtype if dtype is None else dtype, device=device(like))
+
+
+def gather_rows(array: Array, rows: Array) -> Array:
+    """Return ``array[rows]`` along the first axis for a one-dimensional integer index."""
+    return array_namespace(array).take(array, rows, axis=0)

@@ -1,0 +1,152 @@
+"""The reference backend: posterior moments in any array-API namespace, streamed over tiles.
+
+It is the specification of every other backend, and what torch, CuPy, JAX and strict arrays run on. All sums are kept in
+float64 where the device has it. A tile holds (b, k, d) numbers, never (B, N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace
+from dfmath.backends.components import Components, Local
+from dfmath.backends.double import two_sum
+from dfmath.backends.moments import SECOND_ORDER, Moments, Second, Space, Want, merge
+
+name = "array-api"
+
+TILE_ELEMENTS = 2**19  # 4 MiB of float64: small enough to stay in a shared cache, large enough to hide call overhead
+QUERY_TILE = 64
+
+
+def posterior_moments(
+    queries: Array,
+    components: Components,
+    alpha: Array,
+    sigma: Array,
+    *,
+    want: frozenset[Want],
+    space: Space,
+    probes: Array | None = None,
+    tolerance: float = 0.0,
+) -> Moments:
+    """Return the posterior moments of `queries`; see `dfmath.backends.posterior_moments`.
+
+    Every component is summed, so the omitted mass is zero whatever `tolerance` allows.
+    """
+    parts = [
+        _over_components(queries[rows, ...], components, _rows(alpha, rows), _rows(sigma, rows), want, space, v)
+        for rows, v in _query_tiles(queries, probes)
+    ]
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def component_tiles(components: Components, queries: int, width: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) such that a tile's (b, k, d, width) array stays within the budget."""
+    step = max(1, TILE_ELEMENTS // max(1, queries * components.dim * width))
+    for start in range(0, components.count, step):
+        yield start, min(start + step, components.count)
+
+
+def local(x: Array, components: Components, alpha: Array, sigma: Array) -> Local:
+    """Lay queries (b, d) and noise levels (b | 1,) out against components."""
+    return components.at(x[:, None, :], alpha[:, None, None], sigma[:, None, None])
+
+
+def _over_components(
+    x: Array,
+    components: Components,
+    alpha: Array,
+    sigma: Array,
+    want: frozenset[Want],
+    space: Space,
+    probes: Array | None,
+) -> Moments:
+    dtype = accumulation_dtype(array_namespace(x), x)
+    width = probes.shape[2] if probes is not None else components.dim if "dense" in want else 1
+    total: Moments | None = None
+    for start, stop in component_tiles(components, x.shape[0], max(1, width)):
+        here = local(x, components.tile(start, stop, dtype), alpha, sigma)
+        part = tile_moments(here, want, space, probes)
+        total = part if total is None else merge(total, part, want, probes)
+    assert total is not None
+    return total
+
+
+def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array | None) -> Moments:
+    """Return the moments over the components of one tile, centred at its heaviest one and then at its mean."""
+    xp = array_namespace(here.logits)
+    heaviest = xp.argmax(here.logits, axis=1)[:, None]
+    log_mass, low, weights = _softmax(here, heaviest)
+    omitted = xp.zeros_like(log_mass)
+    if not want:
+        return Moments(log_mass, low, None, None, Second(), Second(), omitted)
+    vectors = here.vectors(space)
+    index = xp.broadcast_to(heaviest[:, :, None], (vectors.shape[0], 1, vectors.shape[2]))
+    anchor = xp.take_along_axis(vectors, index, axis=1)
+    offsets = vectors - anchor
+    shift = xp.matmul(weights[:, None, :], offsets)
+    between = _second_moment(offsets - shift, weights, want, probes)
+    within = here.within(space, weights, want, probes)
+    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, omitted)
+
+
+def _softmax(here: Local, heaviest: Array) -> tuple[Array, Array, Array]:
+    """Return log sum exp in two terms and normalised weights; -inf and zeros where no component carries weight."""
+    xp = array_namespace(here.logits)
+    top = xp.take_along_axis(here.logits, heaviest, axis=1)
+    empty = top == -xp.inf
+    top = xp.where(empty, xp.zeros_like(top), top)
+    relative, low = here.logits - top, xp.zeros_like(top)
+    if here.logits_low is not None:
+        low = xp.take_along_axis(here.logits_low, heaviest, axis=1)
+        relative = relative + (here.logits_low - low)
+    weights = xp.exp(relative)
+    mass = xp.sum(weights, axis=1, keepdims=True)
+    mass = xp.where(empty, xp.ones_like(mass), mass)
+    high, error = two_sum(top, xp.log(mass))
+    log_mass = xp.where(empty, xp.full_like(high, -xp.inf), high)
+    return log_mass[:, 0], (low + error)[:, 0], weights / mass
+
+
+def _second_moment(centred: Array, weights: Array, want: frozenset[Want], probes: Array | None) -> Second:
+    """Return sum_k w_k c_k c_k^T for centred (b, k, d), in the wanted forms."""
+    if want.isdisjoint(SECOND_ORDER):
+        return Second()
+    xp = array_namespace(centred)
+    weighted = weights[:, :, None] * centred
+    rows = xp.matrix_transpose(weighted)
+    return Second(
+        trace=xp.sum(weighted * centred, axis=(1, 2)) if "trace" in want else None,
+        diagonal=xp.sum(weighted * centred, axis=1) if "diagonal" in want else None,
+        product=xp.matmul(rows, xp.matmul(centred, probes)) if "product" in want else None,
+        dense=xp.matmul(rows, centred) if "dense" in want else None,
+    )
+
+
+def _query_tiles(queries: Array, probes: Array | None) -> Iterator[tuple[slice, Array | None]]:
+    for start in range(0, max(1, queries.shape[0]), QUERY_TILE):
+        rows = slice(start, min(start + QUERY_TILE, queries.shape[0]))
+        yield rows, None if probes is None else probes[rows, ...]
+
+
+def _rows(noise: Array, rows: slice) -> Array:
+    return noise if noise.shape[0] == 1 else noise[rows]
+
+
+def concatenate(parts: list[Moments]) -> Moments:
+    """Stack the moments of consecutive groups of queries."""
+    xp = array_namespace(parts[0].log_mass)
+
+    def stack(pick: list[Array | None]) -> Array | None:
+        return None if pick[0] is None else xp.concat(pick, axis=0)
+
+    def second(which: str) -> Second:
+        forms = {form: stack([getattr(getattr(p, which), form) for p in parts]) for form in SECOND_ORDER}
+        return Second(**forms)
+
+    plain = {
+        key: stack([getattr(p, key) for p in parts])
+        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted")
+    }
+    return Moments(within=second("within"), between=second("between"), **plain)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""Two-term arithmetic: a number as the unevaluated sum high + low, about twice as precise as its dtype.
+
+At low noise the logits |x - alpha y|^2/(2 S) are huge and only their differences matter: rounding them at eps |x|^2/S
+would turn weights into noise (MATH 4.9). Two-term sums keep those differences, in float64 and, on devices that have
+nothing better, in float32. The building blocks are Dekker's and Knuth's; each is exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dfmath.backends._compat import Array, array_namespace
+
+MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weigh less than exp(-50) of it
+LIMIT = 1e-11  # a logit error above this is worth two-term arithmetic: results are to be right to 1e-10
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return (s, e) with s = fl(a + b) and s + e = a + b exactly."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return (p, e) with p = fl(a b) and p + e = a b exactly."""
+    p = a * b
+    a_high, a_low = _split(a)
+    b_high, b_low = _split(b)
+    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _split(a: Array) -> tuple[Array, Array]:
+    """Cut the significand in half, so that products of halves are exact."""
+    bits = 27 if array_namespace(a).finfo(a.dtype).eps < 1e-10 else 12
+    c = a * float(2**bits + 1)
+    high = c - (c - a)
+    return high, a - high
+
+
+def residual(x: Array, alpha: Array, y: Array) -> tuple[Array, Array]:
+    """Return x - alpha y as a two-term number."""
+    product, product_low = two_product(alpha, y)
+    r, r_low = two_sum(x, -product)
+    return two_sum(r, r_low - product_low)
+
+
+def squared_norm(r: Array, r_low: Array) -> tuple[Array, Array]:
+    """Return |r + r_low|^2 over the last axis as a two-term number."""
+    square, square_low = two_product(r, r)
+    return _sum_last(square, square_low + 2.0 * r * r_low)
+
+
+def _sum_last(high: Array, low: Array) -> tuple[Array, Array]:
+    """Sum two-term numbers over the last axis by halving."""
+    xp = array_namespace(high)
+    while (n := high.shape[-1]) > 1:
+        half = n // 2
+        total, error = two_sum(high[..., :half], high[..., half : 2 * half])
+        error = error + low[..., :half] + low[..., half : 2 * half]
+        high = xp.concat([total, high[..., 2 * half :]], axis=-1)
+        low = xp.concat([error, low[..., 2 * half :]], axis=-1)
+    return two_sum(high[..., 0], low[..., 0])
+
+
+def scale(high: Array, low: Array, factor: Array) -> tuple[Array, Array]:
+    """Return a two-term number times a plain one."""
+    product, error = two_product(high, factor)
+    return two_sum(product, error + low * factor)
+
+
+def plain_logit_error(nearest: Array, reach: Array, eps: float, dim: int) -> Array:
+    """Estimate the error of the logits -|x - alpha y|^2/(2 S) that matter, when computed by plain differences.
+
+    `nearest` is |x - alpha y|^2/S of the nearest component and `reach` is |x|/sqrt(S). Each coordinate of the
+    residual r is off by about eps (|x| + |r|), and the sum of squares by eps times a slowly growing factor.
+    """
+    xp = array_namespace(nearest)
+    square = nearest + MATTERS
+    root = xp.sqrt(square)
+    return eps * (root * (2.0 * reach + root) + square * (0.25 * math.sqrt(dim) + 4.0))

@@ -1,0 +1,329 @@
+"""The probability-flow ODE of a prior, with its Jacobian and likelihood [MATH 2.1-2.5].
+
+In canonical coordinates z = x/alpha and log rho, rho = sigma/alpha, all schedules are one equation:
+
+    dz/d log rho = z - m(z; rho) = -rho^2 s(z; rho),     dA/d log rho = rho^2 F A,     d log q/d log rho = -tr(rho^2 F).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dfmath import _checks
+from dfmath.backends import Moments, Want, posterior_moments
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy
+from dfmath.priors import Prior
+from dfmath.runge_kutta import Block, Solution, integrate
+
+if TYPE_CHECKING:
+    from dfmath.schedules import Schedule
+
+_UNDERFLOW = 1e-290
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """The end of probability-flow trajectories.
+
+    Attributes
+    ----------
+    x
+        (B, d) end points.
+    jacobian
+        (B, d, d) derivative of the end points by the starting points, or None if not asked for.
+    log_density_change
+        (B,) log q at the end less log q at the start, along the trajectory; None if not asked for.
+    evaluations
+        (B,) evaluations of the drift that each trajectory needed.
+    error_estimate
+        (B,) estimated Euclidean error of x: the local errors of the embedded pair, carried along the linearised flow.
+        Conservative, because the pair's error estimate is of lower order than its result.
+    """
+
+    x: Array
+    jacobian: Array | None
+    log_density_change: Array | None
+    evaluations: Array
+    error_estimate: Array
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihoods (B,) in nats, with evaluations (B,) and the flow's error estimate (B,)."""
+
+    log_density: Array
+    evaluations: Array
+    error_estimate: Array
+
+
+def probability_flow(
+    prior: Prior,
+    x: Array,
+    start: float,
+    end: float,
+    schedule: Schedule | None = None,
+    *,
+    jacobian: bool = False,
+    log_density: bool = False,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+    native: bool = False,
+) -> FlowResult:
+    """Carry points along the probability-flow ODE between two noise levels [MATH 2.1-2.4].
+
+    Parameters
+    ----------
+    prior
+        Data distribution with a closed form.
+    x
+        (B, d) states at `start`: canonical states z = x/alpha, or states x when a schedule is given.
+    start, end
+        Noise-to-signal ratios rho > 0, or times when a schedule is given; in either direction.
+    schedule
+        Converts times to noise levels. The map does not depend on it otherwise [MATH 2.2].
+    jacobian, log_density
+        Integrate the flow's Jacobian and the change of log density along with the state.
+    rtol, atol
+        Local error for each step and each sample on its own, relative and absolute, in the root-mean-square norm of
+        the state; for the Jacobian `rtol` alone, for the log density `rtol` of one nat.
+    native
+        Integrate x' = f x - (g^2/2) s in the schedule's own time and coordinates, to compare with; slower.
+
+    Returns
+    -------
+    FlowResult
+        A sample's result does not depend on the other samples of the batch.
+
+    Raises
+    ------
+    ValueError
+        If a noise level is not positive and finite, a tolerance is out of range, or x does not fit the prior.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> prior = GaussianMixture(np.zeros((1, 1)), 1.0)
+    >>> flow = probability_flow(prior, np.array([[2.0]]), start=1.0, end=0.5)
+    >>> bool(np.isclose(flow.x[0, 0], 2.0 * np.sqrt(1.25 / 2.0)))
+    True
+    """
+    home = prior.components.centres[0, ...]
+    _checks.batch("x", x, prior.dim, None, home)
+    _check_tolerances(rtol, atol, x)
+    if native and schedule is None:
+        raise ValueError("native integration needs a schedule")
+    if jacobian:
+        _checks.fits_in_memory("the Jacobians and their stages", 14, x.shape[0], prior.dim, prior.dim)
+    field: _Field = _Native(prior, schedule) if native and schedule else _Canonical(prior, schedule)
+    a, b = field.clock("start", start), field.clock("end", end)
+    solution, layout = _solve(field, x, a, b, jacobian, log_density, rtol, atol)
+    return _result(field, x, a, b, solution, layout)
+
+
+def log_likelihood(
+    prior: Prior,
+    x: Array,
+    start: float,
+    end: float,
+    schedule: Schedule | None = None,
+    *,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+) -> Likelihood:
+    """Return log q(x) at noise level `start` by integrating the flow up to `end` [MATH 2.4].
+
+    log q_start(x) = log q_end(x_end) - change along the trajectory, with q_end the prior's exact density there. It
+    equals ``prior.diffuse(...).log_density(x)``, which is cheaper: this is the route that networks must take.
+
+    Parameters
+    ----------
+    prior, x, start, end, schedule, rtol, atol
+        As for `probability_flow`; `start` is the low noise level that x lives at, `end` the high one.
+    """
+    flow = probability_flow(prior, x, start, end, schedule, log_density=True, rtol=rtol, atol=atol)
+    alpha, sigma = (1.0, end) if schedule is None else schedule(end)
+    terminal = prior.diffuse(alpha, sigma).log_density(flow.x)
+    return Likelihood(terminal - flow.log_density_change, flow.evaluations, flow.error_estimate)
+
+
+class _Layout:
+    """Where state, Jacobian and log density stand in the flat vector that the integrator sees."""
+
+    def __init__(self, dim: int, jacobian: bool, log_density: bool) -> None:
+        self.dim, self.jacobian, self.log_density = dim, jacobian, log_density
+        self.end = dim + (dim * dim if jacobian else 0)
+
+    def blocks(self, rtol: float, atol: float) -> list[Block]:
+        blocks = [Block(0, self.dim, atol)]
+        if self.jacobian:
+            blocks.append(Block(self.dim, self.end, 0.0))
+        if self.log_density:
+            blocks.append(Block(self.end, self.end + 1, rtol))
+        return blocks
+
+    def pack(self, x: Array, jacobian: Array | None, log_density: Array | None) -> Array:
+        xp = array_namespace(x)
+        parts = [x]
+        if self.jacobian:
+            parts.append(xp.reshape(jacobian, (x.shape[0], self.dim**2)))
+        if self.log_density:
+            parts.append(log_density[:, None])  # type: ignore[index]
+        return xp.concat(parts, axis=1)
+
+    def state(self, y: Array) -> Array:
+        return y[:, : self.dim]
+
+    def matrix(self, y: Array) -> Array:
+        return array_namespace(y).reshape(y[:, self.dim : self.end], (y.shape[0], self.dim, self.dim))
+
+    @property
+    def want(self) -> tuple[Want, ...]:
+        return ("dense",) if self.jacobian else ("trace",) if self.log_density else ("mean",)
+
+
+class _Field(Protocol):
+    """The ODE in some coordinates: x' = a x - b s, whose Jacobian is a I + b F."""
+
+    prior: Prior
+
+    def clock(self, name: str, value: Any) -> float:
+        """Turn what the caller gave into the integrator's time."""
+
+    def noise(self, t: Array) -> tuple[Array, Array]:
+        """(alpha, sigma) of the state at t."""
+
+    def coefficients(self, t: Array) -> tuple[Array, Array]:
+        """(a, b) at t."""
+
+    def scale(self, t: float) -> float:
+        """What the caller's x is, in units of the state, at t."""
+
+
+class _Canonical:
+    """t = log rho, state z = x/alpha: a = 0, b = rho^2 [MATH 2.2]."""
+
+    def __init__(self, prior: Prior, schedule: Schedule | None) -> None:
+        self.prior, self.schedule = prior, schedule
+
+    def clock(self, name: str, value: Any) -> float:
+        rho = value if self.schedule is None else self.schedule.rho(value)
+        return math.log(_positive_rho(name, rho))
+
+    def noise(self, t: Array) -> tuple[Array, Array]:
+        xp = array_namespace(t)
+        return xp.ones_like(t), xp.exp(t)
+
+    def coefficients(self, t: Array) -> tuple[Array, Array]:
+        xp = array_namespace(t)
+        return xp.zeros_like(t), xp.exp(2.0 * t)
+
+    def scale(self, t: float) -> float:
+        return 1.0 if self.schedule is None else float(self.schedule(self.schedule.time(math.exp(t)))[0])
+
+
+class _Native:
+    """t the schedule's time, state x: a = f, b = g^2/2 [MATH 2.1]."""
+
+    def __init__(self, prior: Prior, schedule: Schedule) -> None:
+        self.prior, self.schedule = prior, schedule
+
+    def clock(self, name: str, value: Any) -> float:
+        _positive_rho(name, self.schedule.rho(value))
+        return float(value)
+
+    def noise(self, t: Array) -> tuple[Array, Array]:
+        alpha, sigma = self.schedule(t)
+        return alpha, sigma
+
+    def coefficients(self, t: Array) -> tuple[Array, Array]:
+        return self.schedule.drift(t), 0.5 * self.schedule.diffusion_squared(t)
+
+    def scale(self, t: float) -> float:
+        return 1.0
+
+
+def _solve(
+    field: _Field, x: Array, a: float, b: float, jacobian: bool, log_density: bool, rtol: float, atol: float
+) -> tuple[Solution, _Layout]:
+    xp = array_namespace(x)
+    dtype = accumulation_dtype(xp, x)
+    layout, count, dim = _Layout(field.prior.dim, jacobian, log_density), x.shape[0], x.shape[1]
+    eye = xp.eye(dim, dtype=dtype, device=x.device)
+    state = layout.pack(
+        xp.astype(x, dtype) / field.scale(a),
+        xp.broadcast_to(eye, (count, dim, dim)),
+        xp.zeros((count,), dtype=dtype, device=x.device),
+    )
+
+    def drift(t: Array, y: Array) -> Array:
+        return _drift(field, layout, t, y)
+
+    def tangent(t: Array, y: Array, e: Array) -> Array:
+        moments = _moments(field, t, layout.state(y), ("product",), e[:, :, None])
+        product = (moments.within.product - moments.between.product)[:, :, 0]  # type: ignore[operator]
+        stretch, weight = field.coefficients(t)
+        return stretch[:, None] * e + weight[:, None] * product
+
+    return integrate(drift, tangent, state, a, b, layout.blocks(rtol, atol), rtol), layout
+
+
+def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
+    """Right-hand sides of state, Jacobian and log density from one sweep of moments."""
+    xp, x = array_namespace(y), layout.state(y)
+    stretch, weight = field.coefficients(t)
+    moments = _moments(field, t, x, layout.want)
+    slope = stretch[:, None] * x - weight[:, None] * moments.mean
+    turn, growth = None, None
+    if layout.jacobian:
+        fisher = moments.within.dense - moments.between.dense  # type: ignore[operator]
+        matrix = layout.matrix(y)
+        turn = stretch[:, None, None] * matrix + weight[:, None, None] * xp.matmul(fisher, matrix)
+        if layout.log_density:
+            growth = -layout.dim * stretch - weight * xp.linalg.trace(fisher)
+    elif layout.log_density:
+        trace = moments.within.trace - moments.between.trace  # type: ignore[operator]
+        growth = -layout.dim * stretch - weight * trace
+    return layout.pack(slope, turn, growth)
+
+
+def _moments(field: _Field, t: Array, x: Array, want: tuple[Want, ...], probes: Array | None = None) -> Moments:
+    alpha, sigma = field.noise(t)
+    return posterior_moments(
+        x, field.prior.components, alpha, sigma, want, space="score", probes=probes, tolerance=_UNDERFLOW
+    )
+
+
+def _result(field: _Field, x: Array, a: float, b: float, solution: Solution, layout: _Layout) -> FlowResult:
+    xp, scale = array_namespace(x), field.scale(b)
+    ratio, y = scale / field.scale(a), solution.state
+
+    def out(value: Array) -> Array:
+        return xp.astype(value, x.dtype, copy=False)
+
+    change = None
+    if layout.log_density:
+        change = out(y[:, layout.end] - layout.dim * math.log(ratio))
+    return FlowResult(
+        x=out(scale * layout.state(y)),
+        jacobian=out(ratio * layout.matrix(y)) if layout.jacobian else None,
+        log_density_change=change,
+        evaluations=from_numpy(solution.evaluations, x, xp.int64),
+        error_estimate=out(scale * xp.sqrt(xp.sum(solution.error**2, axis=1))),
+    )
+
+
+def _positive_rho(name: str, rho: Any) -> float:
+    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho < math.inf:
+        raise ValueError(f"{name} must be a noise-to-signal ratio, positive and finite, got {_checks.describe(rho)}")
+    return float(rho)
+
+
+def _check_tolerances(rtol: Any, atol: Any, x: Array) -> None:
+    xp = array_namespace(x)
+    floor = 10 * float(xp.finfo(accumulation_dtype(xp, x)).eps)
+    if not isinstance(rtol, int | float) or not floor <= rtol < 1:
+        raise ValueError(f"rtol must be in [{floor:.1g}, 1), got {_checks.describe(rtol)}")
+    if not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        raise ValueError(f"atol must be zero or positive, got {_checks.describe(atol)}")

@@ -1,0 +1,193 @@
+"""The noised density q of x = alpha x0 + sigma eps, at one noise level for each query [MATH 1.1-1.5]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from dfmath import _checks
+from dfmath.backends import Moments, Space, Want, posterior_moments
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, is_torch_array
+from dfmath.backends.components import Components, Full
+from dfmath.backends.sampling import posterior_indices
+from dfmath.fisher import DiffusionFisher
+
+_UNDERFLOW = 1e-290  # default tolerance: leave out only weights that are about to underflow
+_CHUNK = 2**22
+
+Function = Callable[[Array], Array]
+Product = Callable[[Array, Array], Array]
+
+
+class Marginal:
+    """The density q of x = alpha x0 + sigma eps for x0 from a prior; made by ``prior.diffuse(alpha, sigma)``.
+
+    All methods take queries x (B, d) in the prior's namespace and device and return arrays in x's dtype. Inside, sums
+    are kept in float64 wherever the device has it. On torch tensors that require grad they differentiate: the
+    derivatives of log density, score and posterior mean are the closed forms s, -F and (alpha/sigma^2) P; derivatives
+    of F itself, and those with respect to data or noise levels, go through autograd and keep its graph.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        home: Array,
+        alpha: float | Array,
+        sigma: float | Array,
+        tolerance: float | None = None,
+    ) -> None:
+        self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)
+        self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=components.variance_range()[0] > 0)
+        self.tolerance = _check_tolerance(tolerance)
+        self.components, self.home = components, home
+        sizes = {self.alpha.shape[0], self.sigma.shape[0]} - {1}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"alpha and sigma must have the same length, got {self.alpha.shape[0]} and {self.sigma.shape[0]}"
+            )
+        self.rows = sizes.pop() if sizes else None
+
+    @property
+    def dim(self) -> int:
+        """Dimension d."""
+        return self.components.dim
+
+    def log_density(self, x: Array) -> Array:
+        """Return log q(x), (B,); its gradient is the score.
+
+        log q(x) = log sum_k pi_k N(x; alpha mu_k, alpha^2 C_k + sigma^2 I).
+        """
+
+        def rows(x: Array, g: Array) -> Array:
+            return g[:, None] * self._derivable_score(x)
+
+        def along(x: Array, t: Array) -> Array:
+            return array_namespace(x).sum(t * self._derivable_score(x), axis=1)
+
+        return self._evaluate(x, lambda x: self.moments(x).log_mass, along, rows)
+
+    def score(self, x: Array) -> Array:
+        """Return s(x) = grad log q(x), (B, d) [MATH 1.1, 1.5]; its Jacobian is -F."""
+        return self._cast(self._derivable_score(self.door(x)), x)
+
+    def posterior_mean(self, x: Array) -> Array:
+        """Return m(x) = E[x0 given x], (B, d), the ideal denoiser [MATH 1.1]; its Jacobian is (alpha/sigma^2) P."""
+
+        def product(x: Array, v: Array) -> Array:
+            covariance = self.fisher_at(x, x.dtype).posterior_covariance()
+            return (self.alpha / self.sigma**2)[:, None] * covariance.matvec(v)
+
+        return self._evaluate(x, lambda x: self.moments(x, ("mean",)).mean, product, product)
+
+    def fisher(self, x: Array) -> DiffusionFisher:
+        """Return F(x) = -Hess log q(x) as a batch of B symmetric operators [MATH 1.2-1.5]."""
+        return self.fisher_at(self.door(x), x.dtype)
+
+    def sample(self, n: int, seed: int) -> Array:
+        """Draw x from q, (n, d); with one noise level per query, n must be their number."""
+        from dfmath.priors import Prior
+
+        if self.rows is not None and n != self.rows:
+            raise ValueError(f"n must be {self.rows}, the number of noise levels, got {n}")
+        xp, dtype = array_namespace(self.home), self.alpha.dtype
+        clean = xp.astype(Prior(self.components, self.home).sample(n, seed), dtype)
+        rng = np.random.default_rng([seed, 1])  # a stream of its own beside the prior's
+        noise = from_numpy(rng.standard_normal((n, self.dim)), self.home, dtype)
+        return xp.astype(self.alpha[:, None] * clean + self.sigma[:, None] * noise, self.home.dtype)
+
+    def sample_posterior(self, x: Array, n: int, seed: int) -> Array:
+        """Draw n samples of x0 given each x, (B, n, d): a component by its posterior weight, then N(m_k, P_k)."""
+        xp, rng = array_namespace(self.home), np.random.default_rng(_checks.random_seed(seed))
+        _checks.positive_integer("n", n)
+        queries, count = self.door(x), x.shape[0]
+        _checks.fits_in_memory("the posterior samples", count, n, self.dim)
+        uniforms = from_numpy(rng.random((count, n)), self.home, queries.dtype)
+        total = self.moments(queries)
+        index = posterior_indices(queries, self.components, self.alpha, self.sigma, total, uniforms)
+        index = xp.reshape(index, (count * n,))
+        owner = xp.arange(count * n, device=queries.device) // n
+        step = max(1, _CHUNK // self.dim ** (2 if isinstance(self.components, Full) else 1))
+        parts = [
+            self._draw_pairs(queries, owner[i : min(i + step, count * n)], index[i : min(i + step, count * n)], rng)
+            for i in range(0, count * n, step)
+        ]
+        return xp.astype(xp.reshape(xp.concat(parts, axis=0), (count, n, self.dim)), x.dtype)
+
+    def _draw_pairs(self, queries: Array, owner: Array, index: Array, rng: np.random.Generator) -> Array:
+        """One posterior sample for each (query, component) pair."""
+        xp, c = array_namespace(queries), self.components
+        normals = from_numpy(rng.standard_normal((owner.shape[0], 1, c.dim)), queries)
+        extra = from_numpy(rng.standard_normal((owner.shape[0], 1, c.rank)), queries)
+
+        def noise(value: Array) -> Array:
+            return (value if value.shape[0] == 1 else xp.take(value, owner, axis=0))[:, None, None]
+
+        chosen = c.pairs(index, queries.dtype)
+        here = chosen.at(xp.take(queries, owner, axis=0)[:, None, :], noise(self.alpha), noise(self.sigma))
+        return here.draw(normals, extra)[:, 0, :]
+
+    def moments(
+        self, x: Array, want: Iterable[Want] = (), space: Space = "posterior", probes: Array | None = None
+    ) -> Moments:
+        """Return posterior moments at validated queries in the accumulation dtype; everything else is built on this."""
+        return posterior_moments(
+            x,
+            self.components,
+            self.alpha,
+            self.sigma,
+            want,
+            space=space,
+            probes=probes,
+            tolerance=self.tolerance,
+        )
+
+    def fisher_at(self, x: Array, dtype: Any) -> DiffusionFisher:
+        """`fisher` at validated queries."""
+        return DiffusionFisher(self, x, dtype)
+
+    def door(self, x: Any) -> Array:
+        """Validate queries and return them in the accumulation dtype."""
+        _checks.batch("x", x, self.dim, self.rows, self.home)
+        xp = array_namespace(x)
+        return xp.astype(x, accumulation_dtype(xp, x), copy=False)
+
+    def at_row(self, i: int) -> Marginal:
+        """The density at the noise level of query i alone."""
+        alpha, sigma = (a if a.shape[0] == 1 else a[i : i + 1] for a in (self.alpha, self.sigma))
+        return Marginal(self.components, self.home, alpha, sigma, self.tolerance)
+
+    def _derivable_score(self, x: Array) -> Array:
+        def product(x: Array, v: Array) -> Array:
+            return -self.fisher_at(x, x.dtype).matvec(v)
+
+        return self._with_derivative(x, lambda x: self.moments(x, ("mean",), "score").mean, product, product)
+
+    def _evaluate(self, x: Array, value: Function, pushforward: Product, pullback: Product) -> Array:
+        return self._cast(self._with_derivative(self.door(x), value, pushforward, pullback), x)
+
+    def _with_derivative(self, x: Array, value: Function, pushforward: Product, pullback: Product) -> Array:
+        """value(x); for torch queries autograd is told the derivative in closed form.
+
+        Where data or noise levels themselves require grad, autograd must see inside, and does.
+        """
+        if not is_torch_array(x):
+            return value(x)
+        from dfmath.backends.torch_device import tracks_gradients, with_derivative
+
+        if tracks_gradients(self.alpha, self.sigma, *vars(self.components).values()):
+            return value(x)
+        return with_derivative(x, value, pushforward, pullback)
+
+    @staticmethod
+    def _cast(result: Array, like: Array) -> Array:
+        return array_namespace(like).astype(result, like.dtype, copy=False)
+
+
+def _check_tolerance(tolerance: float | None) -> float:
+    if tolerance is None:
+        return _UNDERFLOW
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be a posterior mass in [0, 1), got {_checks.describe(tolerance)}")
+    return float(tolerance)

@@ -1,0 +1,135 @@
+"""A batch of symmetric matrices known by what they do: the base of the Fisher and the posterior covariance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from dfmath import _checks
+from dfmath.backends import Want
+from dfmath.backends._compat import Array, array_namespace, to_numpy
+from dfmath.backends.moments import Second
+
+
+class SymmetricOperator(ABC):
+    """A batch of B symmetric d x d matrices M_b. A subclass says what they are in `forms`; the rest follows.
+
+    Results are in the namespace, device and dtype of the queries that the operator was made from.
+    """
+
+    def __init__(self, home: Array, shape: tuple[int, int, int], dtype: Any) -> None:
+        self._home = home  # an array in the accumulation dtype, for namespace and device
+        self._shape = shape
+        self._dtype = dtype
+
+    @abstractmethod
+    def forms(self, want: Want, probes: Array | None = None) -> Second:
+        """Return one form of the matrices, in the accumulation dtype; `probes` (B, d, p) for ``product``."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, d, d)."""
+        return self._shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the results."""
+        return self._dtype
+
+    def matvec(self, v: Array) -> Array:
+        """Return M_b v_b for v (B, d): (B, d)."""
+        _checks.real_array("v", v, f"({self.shape[0]}, {self.shape[1]})", 2)
+        return self._product(v, v[:, :, None])[:, :, 0]
+
+    def __matmul__(self, matrices: Array) -> Array:
+        """Return M_b V_b for V (B, d, k): (B, d, k)."""
+        _checks.real_array("V", matrices, f"({self.shape[0]}, {self.shape[1]}, k)", 3)
+        return self._product(matrices, matrices)
+
+    def trace(self) -> Array:
+        """Return tr M_b, (B,)."""
+        return self._out(self.forms("trace").trace)
+
+    def diagonal(self) -> Array:
+        """Return the diagonals, (B, d)."""
+        return self._out(self.forms("diagonal").diagonal)
+
+    def to_dense(self) -> Array:
+        """Return the matrices, (B, d, d); ValueError with the size where they would not fit in memory."""
+        return self._out(self._dense())
+
+    def eigvalsh(self) -> Array:
+        """Return the eigenvalues in ascending order, (B, d)."""
+        return self._out(array_namespace(self._home).linalg.eigvalsh(self._dense()))
+
+    def eigh(self) -> tuple[Array, Array]:
+        """Return eigenvalues (B, d), ascending, and orthonormal eigenvectors as columns (B, d, d)."""
+        values, vectors = array_namespace(self._home).linalg.eigh(self._dense())
+        return self._out(values), self._out(vectors)
+
+    def logdet(self) -> Array:
+        """Return log det M_b, (B,): -inf where the determinant is zero, NaN where it is negative."""
+        xp = array_namespace(self._home)
+        sign, log_abs = xp.linalg.slogdet(self._dense())
+        return self._out(xp.where(sign < 0, xp.full_like(log_abs, xp.nan), log_abs))
+
+    def solve(self, v: Array) -> Array:
+        """Return M_b^-1 v_b for v (B, d): (B, d).
+
+        Raises
+        ------
+        ValueError
+            If a matrix is singular to working precision (smallest |eigenvalue| below d eps times the largest); the
+            message names the row.
+        """
+        xp = array_namespace(self._home)
+        right = self._door("v", v, v[:, :, None] if getattr(v, "ndim", 0) == 2 else v)
+        values, vectors = xp.linalg.eigh(self._dense())
+        size = xp.abs(values)
+        singular = xp.min(size, axis=1) <= self.shape[1] * xp.finfo(values.dtype).eps * xp.max(size, axis=1)
+        if bool(xp.any(singular)):
+            row = int(xp.argmax(xp.astype(singular, xp.int32)))
+            raise ValueError(f"solve needs matrices that are not singular, got a singular one in row {row}")
+        rotated = xp.matmul(xp.matrix_transpose(vectors), right)
+        return self._out(xp.matmul(vectors, rotated / values[:, :, None])[:, :, 0])
+
+    def to_scipy(self, i: int) -> Any:
+        """Return matrix i as a `scipy.sparse.linalg.LinearOperator` on NumPy vectors."""
+        from scipy.sparse.linalg import LinearOperator
+
+        from dfmath.backends._compat import from_numpy
+
+        if not isinstance(i, int) or not 0 <= i < self.shape[0]:
+            raise ValueError(f"i must be an index below {self.shape[0]}, got {_checks.describe(i)}")
+        one = self.row(i)
+
+        def matmat(columns: Any) -> Any:
+            probes = from_numpy(columns[None, ...], self._home)
+            return to_numpy(one.forms("product", probes).product)[0]
+
+        d = self.shape[1]
+        return LinearOperator(
+            (d, d), matvec=lambda v: matmat(v.reshape(d, 1)), matmat=matmat, rmatmat=matmat, dtype="float64"
+        )
+
+    @abstractmethod
+    def row(self, i: int) -> SymmetricOperator:
+        """Return the operator of query i alone."""
+
+    def _product(self, given: Array, probes: Array) -> Array:
+        return self._out(self.forms("product", self._door("v", given, probes)).product)
+
+    def _door(self, name: str, given: Array, probes: Array) -> Array:
+        b, d, _ = self.shape
+        _checks.real_array(name, given, f"({b}, {d})", given.ndim)
+        _checks.same_home(x=self._home, **{name: given})
+        if tuple(given.shape[:2]) != (b, d):
+            raise ValueError(f"{name} must have shape ({b}, {d}, ...), got {_checks.describe(given)}")
+        return array_namespace(given).astype(probes, self._home.dtype, copy=False)
+
+    def _dense(self) -> Array:
+        _checks.fits_in_memory("the dense matrices", *self.shape)
+        return self.forms("dense").dense
+
+    def _out(self, value: Array | None) -> Array:
+        return array_namespace(self._home).astype(value, self._dtype, copy=False)

@@ -1,0 +1,318 @@
+"""Data distributions q0 with a closed form: point masses and Gaussian mixtures [MATH 1.3-1.5]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfmath import _checks
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, to_numpy
+from dfmath.backends.components import Components, Diagonal, Full, LowRankPlusDiagonal
+from dfmath.marginal import Marginal
+
+_CHUNK = 2**22  # elements gathered together when sampling
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Covariances diag(diagonal_k) + factors_k factors_k^T: diagonal (K, d), factors (K, d, r)."""
+
+    diagonal: Array
+    factors: Array
+
+
+class Prior:
+    """A mixture with known components; see `PointMasses` and `GaussianMixture`."""
+
+    def __init__(self, components: Components, home: Array) -> None:
+        self._components = components
+        self._home = home  # an array of the caller's, for its namespace, dtype and device
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the data."""
+        return self._components.dim
+
+    @property
+    def count(self) -> int:
+        """Number of components."""
+        return self._components.count
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the data, and of samples."""
+        return self._home.dtype
+
+    @property
+    def weights(self) -> Array:
+        """Normalised weights pi, (N,)."""
+        return array_namespace(self._home).exp(self._components.log_weights[0, :])
+
+    @property
+    def components(self) -> Components:
+        """The components as the backends see them."""
+        return self._components
+
+    def sample(self, n: int, seed: int) -> Array:
+        """Draw x0 from the prior.
+
+        Parameters
+        ----------
+        n
+            Number of samples.
+        seed
+            Seed of a NumPy PCG64 generator; the same seed gives the same samples in every namespace.
+
+        Returns
+        -------
+        Array
+            (n, d).
+        """
+        rng = np.random.default_rng(_checks.random_seed(seed))
+        _checks.positive_integer("n", n)
+        cumulative = np.cumsum(to_numpy(self.weights))
+        index = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
+        xp, c = array_namespace(self._home), self._components
+        dtype = accumulation_dtype(xp, self._home)
+        step = max(1, _CHUNK // c.dim ** (2 if isinstance(c, Full) else 1))
+        parts = []
+        for start in range(0, n, step):
+            rows = index[start : start + step]
+            normals = from_numpy(rng.standard_normal((len(rows), 1, c.dim)), self._home, dtype)
+            extra = from_numpy(rng.standard_normal((len(rows), 1, c.rank)), self._home, dtype)
+            chosen = c.pairs(from_numpy(rows, self._home, xp.int64), dtype)
+            parts.append(xp.astype(chosen.draw_prior(normals, extra)[:, 0, :], self._home.dtype))
+        return xp.concat(parts, axis=0)
+
+    def diffuse(self, alpha: float | Array, sigma: float | Array, tolerance: float | None = None) -> Marginal:
+        """Return the density q of x = alpha x0 + sigma eps.
+
+        Parameters
+        ----------
+        alpha, sigma
+            Scalars, or (B,) with one noise level for each query. ``prior.diffuse(*schedule(t))``.
+        tolerance
+            Posterior mass that may be left out of moments; by default only what underflows is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If alpha or sigma is not positive, or sigma is 0 where a component's covariance is singular.
+        """
+        return Marginal(self._components, self._home, alpha, sigma, tolerance)
+
+
+class PointMasses(Prior):
+    """Empirical data q0 = sum_i pi_i delta(y_i) [MATH 1.3; paper, Prop. 1].
+
+    Parameters
+    ----------
+    points
+        (N, d) float32 or float64 array of any array-API namespace. It is kept as it is, not copied.
+    weights, log_weights
+        (N,) non-negative weights, or their logarithms (-inf for zero); normalised inside. Uniform if neither is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes, devices or values do not fit; the message names the argument and the row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> prior = PointMasses(np.array([[0.0], [1.0]]))
+    >>> q = prior.diffuse(alpha=1.0, sigma=0.5)
+    >>> q.posterior_mean(np.array([[0.5]]))
+    array([[0.5]])
+    """
+
+    def __init__(self, points: Array, weights: Array | None = None, log_weights: Array | None = None) -> None:
+        _checks.real_array("points", points, "(N, d)", 2)
+        _not_empty("points", points)
+        _checks.finite_rows("points", points)
+        logs = _normalised(points, weights, log_weights)
+        xp = array_namespace(points)
+        still = xp.zeros((1, 1, 1), dtype=logs.dtype, device=points.device)
+        super().__init__(Diagonal(points[None, ...], logs[None, :], still), points)
+
+    @property
+    def points(self) -> Array:
+        """The data, (N, d)."""
+        return self._home
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PointMasses:
+        """Read points from a ``.npy`` file (N, d), or ``points`` and optionally ``weights`` from an ``.npz``.
+
+        A ``.npy`` file is memory-mapped. Pickled arrays are refused.
+        """
+        from dfmath.datasets import load_arrays
+
+        arrays = load_arrays(path, required=("points",), optional=("weights", "log_weights"))
+        return cls(**arrays)
+
+
+class GaussianMixture(Prior):
+    """Gaussian mixture q0 = sum_k pi_k N(mu_k, C_k) [MATH 1.5].
+
+    Parameters
+    ----------
+    means
+        (K, d) float32 or float64 array of any array-API namespace.
+    covariances
+        A scalar variance; (K,) one for each component; (K, d) diagonals; (K, d, d) full matrices; or
+        `LowRank` (diagonal plus low rank). Positive semidefinite; zero is allowed.
+    weights, log_weights
+        (K,), as for `PointMasses`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes, devices or values do not fit; a covariance that is not symmetric or not positive
+        semidefinite is named by its component. Eigenvalues below zero by no more than rounding, d eps times the
+        largest, count as zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> prior = GaussianMixture(np.zeros((1, 2)), 1.0)
+    >>> prior.diffuse(1.0, 1.0).fisher(np.ones((1, 2))).trace()
+    array([1.])
+    """
+
+    def __init__(
+        self,
+        means: Array,
+        covariances: float | Array | LowRank,
+        weights: Array | None = None,
+        log_weights: Array | None = None,
+    ) -> None:
+        _checks.real_array("means", means, "(K, d)", 2)
+        _not_empty("means", means)
+        _checks.finite_rows("means", means)
+        logs = _normalised(means, weights, log_weights)
+        super().__init__(_components(means, logs, covariances), means)
+
+    @property
+    def means(self) -> Array:
+        """The components' means, (K, d)."""
+        return self._home
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> GaussianMixture:
+        """Read ``means``, ``covariances`` and optionally ``weights`` from an ``.npz`` file; pickles are refused."""
+        from dfmath.datasets import load_arrays
+
+        arrays = load_arrays(path, required=("means", "covariances"), optional=("weights", "log_weights"))
+        return cls(**arrays)
+
+
+def _not_empty(name: str, array: Array) -> None:
+    if 0 in array.shape:
+        raise ValueError(f"{name} must hold at least one point of at least one dimension, got shape {array.shape}")
+
+
+def _normalised(points: Array, weights: Array | None, log_weights: Array | None) -> Array:
+    """Return normalised log-weights (N,) in the accumulation dtype."""
+    xp = array_namespace(points)
+    dtype = accumulation_dtype(xp, points)
+    if weights is not None and log_weights is not None:
+        raise ValueError("weights and log_weights must not both be given")
+    if weights is None and log_weights is None:
+        return xp.full((points.shape[0],), -math.log(points.shape[0]), dtype=dtype, device=points.device)
+    name, given = ("weights", weights) if weights is not None else ("log_weights", log_weights)
+    n = points.shape[0]
+    _checks.real_array(name, given, f"({n},)", 1)
+    _checks.same_home(points=points, **{name: given})
+    if given.shape[0] != n:  # type: ignore[union-attr]
+        raise ValueError(f"{name} must have shape ({n},), one for each point, got {_checks.describe(given)}")
+    logs = xp.astype(given, dtype)
+    if weights is not None:
+        _check_entries(name, logs, xp.isfinite(logs) & (logs >= 0), "non-negative and finite")
+        zero = logs == 0
+        logs = xp.where(zero, -xp.inf, xp.log(xp.where(zero, xp.ones_like(logs), logs)))
+    _check_entries(name, logs, ~xp.isnan(logs) & (logs < xp.inf), "finite or -inf")
+    top = xp.max(logs)
+    if float(top) == -math.inf:
+        raise ValueError(f"{name} must give some point positive weight, got zero for all {n}")
+    return logs - top - xp.log(xp.sum(xp.exp(logs - top)))
+
+
+def _check_entries(name: str, values: Array, good: Array, expected: str) -> None:
+    flags = to_numpy(good)
+    if not flags.all():
+        row = int(flags.reshape(len(flags), -1).all(axis=1).argmin())
+        worst = to_numpy(values)[row]
+        shown = f"{worst:g}" if worst.ndim == 0 else f"{worst[~flags[row]].ravel()[0]:g}"
+        raise ValueError(f"{name} must be {expected}, got {shown} in row {row}")
+
+
+def _components(means: Array, logs: Array, covariances: Any) -> Components:
+    """Choose the covariance form from the shape given."""
+    xp = array_namespace(means)
+    count, dim = means.shape
+    centres, logs = means[None, ...], logs[None, :]
+    if isinstance(covariances, LowRank):
+        return _low_rank(centres, logs, covariances)
+    if isinstance(covariances, int | float) and not isinstance(covariances, bool):
+        covariances = xp.asarray(float(covariances), dtype=logs.dtype, device=means.device)
+    shapes = f"a scalar, ({count},), ({count}, {dim}), ({count}, {dim}, {dim}) or LowRank"
+    ndim = getattr(covariances, "ndim", None)
+    if ndim is None or ndim > 3:
+        raise TypeError(f"covariances must be {shapes}, got {_checks.describe(covariances)}")
+    _checks.real_array("covariances", covariances, shapes, ndim)
+    _checks.same_home(means=means, covariances=covariances)
+    if tuple(covariances.shape) != (count, dim, dim)[:ndim]:
+        raise ValueError(f"covariances must be {shapes}, got {_checks.describe(covariances)}")
+    values = xp.astype(covariances, logs.dtype)
+    if ndim == 3:
+        return _full(centres, logs, values)
+    variances = xp.reshape(values, (1, 1, 1) if ndim == 0 else (1, count, 1) if ndim == 1 else (1, count, dim))
+    rows = xp.reshape(variances, (variances.shape[1], variances.shape[2]))
+    _check_entries("covariances", rows, xp.isfinite(rows) & (rows >= 0), "non-negative and finite")
+    return Diagonal(centres, logs, variances)
+
+
+def _full(centres: Array, logs: Array, matrices: Array) -> Full:
+    xp = array_namespace(centres)
+    _checks.finite_rows("covariances", matrices)
+    scale = xp.max(xp.abs(matrices), axis=(1, 2))
+    eps = xp.finfo(centres.dtype).eps
+    skew = xp.max(xp.abs(matrices - xp.matrix_transpose(matrices)), axis=(1, 2))
+    _check_components(skew <= 8 * eps * scale, "symmetric", skew)
+    values, basis = xp.linalg.eigh((matrices + xp.matrix_transpose(matrices)) / 2)
+    rounding = centres.shape[2] * eps * scale
+    _check_components(values[:, 0] >= -rounding, "positive semidefinite", values[:, 0])
+    return Full(centres, logs, xp.where(values < 0, xp.zeros_like(values), values)[None, ...], basis[None, ...])
+
+
+def _check_components(good: Array, expected: str, measured: Array) -> None:
+    flags = to_numpy(good)
+    if not flags.all():
+        k = int(flags.argmin())
+        what = "asymmetry" if expected == "symmetric" else "smallest eigenvalue"
+        raise ValueError(f"covariances must be {expected}, got {what} {to_numpy(measured)[k]:.3g} in component {k}")
+
+
+def _low_rank(centres: Array, logs: Array, given: LowRank) -> LowRankPlusDiagonal:
+    xp = array_namespace(centres)
+    _, count, dim = centres.shape
+    _checks.real_array("covariances.diagonal", given.diagonal, f"({count}, {dim})", 2)
+    _checks.real_array("covariances.factors", given.factors, f"({count}, {dim}, r)", 3)
+    _checks.same_home(means=centres, diagonal=given.diagonal, factors=given.factors)
+    if tuple(given.diagonal.shape) != (count, dim):
+        raise ValueError(
+            f"covariances.diagonal must have shape ({count}, {dim}), got {_checks.describe(given.diagonal)}"
+        )
+    if tuple(given.factors.shape[:2]) != (count, dim) or given.factors.shape[2] < 1:
+        raise ValueError(
+            f"covariances.factors must have shape ({count}, {dim}, r), got {_checks.describe(given.factors)}"
+        )
+    diagonal, factors = xp.astype(given.diagonal, logs.dtype), xp.astype(given.factors, logs.dtype)
+    _check_entries("covariances.diagonal", diagonal, xp.isfinite(diagonal) & (diagonal >= 0), "non-negative and finite")
+    _checks.finite_rows("covariances.factors", factors)
+    return LowRankPlusDiagonal(centres, logs, diagonal[None, ...], factors[None, ...])

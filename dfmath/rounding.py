@@ -1,0 +1,134 @@
+"""Certified errors of computed moments: what tolerance left out, and what rounding did [MATH 4.8-4.9]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends.components import LOG_2PI, Components, Diagonal
+from dfmath.backends.double import LIMIT, plain_logit_error
+from dfmath.backends.moments import Moments, Space
+from dfmath.bounds import dropped_components, weight_factor
+
+if TYPE_CHECKING:
+    from dfmath.marginal import Marginal
+
+_CUT = 80.0  # components lighter than exp(-80)/N of the total: their joint mass, 1e-35, is counted as left out
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large the components are: all that the bounds need to know of them."""
+
+    radius: float  # largest |mu_k - centre|
+    offset: float  # |centre|
+    log_weight: float  # largest log pi_k
+    low: float  # smallest and
+    high: float  # largest eigenvalue of any C_k
+    spherical: bool  # no rotation adds rounding
+    common: bool  # all C_k are one multiple of I
+
+
+def extent(components: Components) -> Extent:
+    """Measure the components: two passes over the centres."""
+    xp = array_namespace(components.centres)
+    dtype = components.log_weights.dtype
+    step = max(1, 2**22 // components.dim)
+    tiles = [(i, min(i + step, components.count)) for i in range(0, components.count, step)]
+    centres = (components.tile(a, b, dtype).centres[0, ...] for a, b in tiles)
+    middle = sum(xp.sum(c, axis=0) for c in centres) / components.count
+    squares = (xp.sum((components.tile(a, b, dtype).centres[0, ...] - middle) ** 2, axis=1) for a, b in tiles)
+    radius = math.sqrt(max(float(xp.max(s)) for s in squares))
+    low, high = components.variance_range()
+    return Extent(
+        radius=radius,
+        offset=math.sqrt(float(xp.sum(middle**2))),
+        log_weight=float(xp.max(components.log_weights)),
+        low=low,
+        high=high,
+        spherical=isinstance(components, Diagonal),
+        common=isinstance(components, Diagonal) and tuple(components.variances.shape[1:]) == (1, 1),
+    )
+
+
+def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space, dtype: Any) -> Array:
+    """Bound the spectral norm of the error of E[G] -+ Cov[u] (B,), given its computed traces.
+
+    With h the worst relative error of a weight, Cov of perturbed weights lies between (1 - h) Cov and (1 + h) Cov in
+    the order of symmetric matrices, because E|u - c|^2 is smallest at the mean; so rounding in the logits costs at
+    most h (|Cov| + max |G|), with no diameter in it. Left-out mass delta costs delta (D^2 + range of G) [MATH 4.8].
+    """
+    xp = array_namespace(moments.log_mass)
+    size, alpha, sigma = extent(marginal.components), marginal.alpha, marginal.sigma
+    largest = _largest_matrix(size, alpha, sigma, space)
+    logit_error = _logit_error(marginal, size, x, moments.log_mass)
+    h = weight_factor(logit_error) - 1.0
+    delta = moments.omitted + math.exp(-_CUT)
+    spread = _vector_diameter(size, marginal, moments, space)
+    covariance: Array = moments.between.trace
+    _, dropped = dropped_components(delta, spread)
+    unit = float(xp.finfo(covariance.dtype).eps)
+    sums = unit * (marginal.dim + 2 * math.log2(marginal.components.count + 1) + 16)
+    result = float(xp.finfo(dtype).eps) * (largest + covariance)
+    return dropped + delta * largest + (h + sums) * (covariance + largest) + result
+
+
+def _largest_matrix(size: Extent, alpha: Array, sigma: Array, space: Space) -> Array:
+    """Largest eigenvalue any G_k can have: of L_k in score space, of P_k in posterior space."""
+    if space == "score":
+        return 1.0 / (alpha**2 * size.low + sigma**2)
+    return sigma**2 * size.high / (alpha**2 * size.high + sigma**2)
+
+
+def _reach(size: Extent, marginal: Marginal, log_mass: Array) -> Array:
+    """Bound q = r^T L r of every component with more than exp(-_CUT)/N of the weight, from its logit's definition."""
+    low = marginal.alpha**2 * size.low + marginal.sigma**2
+    xp = array_namespace(low)
+    constant = size.log_weight - 0.5 * marginal.dim * (LOG_2PI + xp.log(low))
+    reach = 2.0 * (constant - log_mass + _CUT + math.log(marginal.components.count))
+    return xp.where(reach > 0, reach, xp.zeros_like(reach))
+
+
+def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array) -> Array:
+    """Bound the rounding error of the logits that matter.
+
+    By plain differences |dr| <= u (alpha |mu| + |r|), and a sum of d squares is off by at most d u. Where the backends
+    find that this could show they keep two terms, and only the last step, exp of a difference, rounds.
+    """
+    xp = array_namespace(log_mass)
+    unit = float(xp.finfo(log_mass.dtype).eps)
+    low = xp.sqrt(marginal.alpha**2 * size.low + marginal.sigma**2)
+    high = xp.sqrt(marginal.alpha**2 * size.high + marginal.sigma**2)
+    reach = _reach(size, marginal, log_mass)
+    root = xp.sqrt(reach)
+    length = (1 if size.spherical else 2 * marginal.dim) * unit
+    difference = length * (marginal.alpha * (size.offset + size.radius) + root * high) / low
+    square = 2.0 * root * difference + difference**2 + (marginal.dim + 8) * unit * reach
+    plain = 0.5 * square + unit * (xp.abs(log_mass) + abs(size.log_weight) + marginal.dim * xp.abs(xp.log(low)))
+    if not size.common:
+        return plain
+    surely_refined = plain_logit_error(xp.zeros_like(reach), _norm(x) / low, unit, marginal.dim) > LIMIT
+    last_step = (_CUT + math.log(marginal.components.count) + 8.0) * unit
+    return xp.where(surely_refined, xp.minimum(plain, xp.full_like(plain, last_step)), plain)
+
+
+def _norm(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.sqrt(xp.sum(x**2, axis=1))
+
+
+def _vector_diameter(size: Extent, marginal: Marginal, moments: Moments, space: Space) -> Array:
+    """Bound |u_i - u_j| over the components; for one common variance the centres' diameter, scaled, else from |r|."""
+    alpha, sigma = marginal.alpha, marginal.sigma
+    low = alpha**2 * size.low + sigma**2
+    if size.common:
+        return 2.0 * size.radius * (alpha / low if space == "score" else sigma**2 / low)
+    xp = array_namespace(moments.log_mass)
+    reach = _reach(size, marginal, moments.log_mass)
+    nearest = xp.sqrt(reach * (alpha**2 * size.high + sigma**2))
+    residual = nearest + 2.0 * alpha * size.radius  # every |r_k| is within a diameter of the nearest one
+    if space == "score":
+        return 2.0 * residual / low
+    return 2.0 * size.radius + 2.0 * alpha * size.high / (alpha**2 * size.high + sigma**2) * residual

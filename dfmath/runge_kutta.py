@@ -1,0 +1,215 @@
+"""An adaptive Runge-Kutta integrator for batches, with error control and step size of its own for every row.
+
+The pair is Dormand and Prince's 8(5,3) in Hairer's form; its coefficients are the published ones that
+`scipy.integrate.DOP853` carries. Steps are chosen on the host, states never leave their namespace and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfmath.backends._compat import Array, array_namespace, from_numpy, to_numpy
+
+Drift = Callable[[Array, Array], Array]  # (t (b,), y (b, n)) -> dy/dt (b, n)
+Tangent = Callable[
+    [Array, Array, Array], Array
+]  # (t (b,), y (b, n), e (b, m)) -> J e (b, m), of the first m coordinates
+
+_ORDER = 8
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 8.0
+_MAX_STEPS = 100_000
+
+
+class Block(NamedTuple):
+    """A range of coordinates whose error is measured together, as root mean square: floor + rtol |block|."""
+
+    start: int
+    stop: int
+    floor: float
+
+
+class _Tableau(NamedTuple):
+    a: Any
+    b: Any
+    c: Any
+    e3: Any
+    e5: Any
+
+
+@dataclass(frozen=True)
+class Solution:
+    """End states (B, n), evaluations of the drift (B,), and the transported sum of local errors (B, m)."""
+
+    state: Array
+    evaluations: Any
+    error: Array
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows still under way. Times and steps are on the host, states on the device."""
+
+    index: Any  # which rows of the batch, host
+    t: Any
+    h: Any
+    y: Array
+    slope: Array
+    error: Array
+    evaluations: Any
+
+    def take(self, keep: Any) -> _Rows:
+        xp = array_namespace(self.y)
+        at = from_numpy(np.flatnonzero(keep), self.y, xp.int64)
+        device = {name: xp.take(getattr(self, name), at, axis=0) for name in ("y", "slope", "error")}
+        host = {name: getattr(self, name)[keep] for name in ("index", "t", "h", "evaluations")}
+        return _Rows(**host, **device)
+
+
+@cache
+def tableau() -> _Tableau:
+    """Return the coefficients of the 8(5,3) pair."""
+    from scipy.integrate import DOP853
+
+    return _Tableau(DOP853.A, DOP853.B, DOP853.C, DOP853.E3, DOP853.E5)
+
+
+def integrate(
+    drift: Drift, tangent: Tangent, y: Array, start: float, end: float, blocks: list[Block], rtol: float
+) -> Solution:
+    """Integrate every row of y from `start` to `end`.
+
+    Parameters
+    ----------
+    drift, tangent
+        The right-hand side, and the product of its Jacobian with an error in the first block's coordinates.
+    y
+        (B, n) initial states.
+    blocks
+        Ranges of coordinates with the floors of their error norms; a row's error is its worst block's.
+    rtol
+        Local error per step, relative to the block's size.
+
+    Raises
+    ------
+    RuntimeError
+        If a row needs more than 100,000 steps, or its state stops being finite.
+    """
+    rows = _begin(drift, y, start, end, blocks, rtol)
+    finished: list[_Rows] = []
+    for _ in range(_MAX_STEPS):
+        rows = _step(drift, tangent, rows, end, blocks, rtol)
+        done = rows.t == end
+        if done.any():
+            finished.append(rows.take(done))
+            if done.all():
+                return _collect(finished)
+            rows = rows.take(~done)
+    raise RuntimeError(f"the flow of row {rows.index[0]} needs more than {_MAX_STEPS} steps; loosen rtol")
+
+
+def _begin(drift: Drift, y: Array, start: float, end: float, blocks: list[Block], rtol: float) -> _Rows:
+    """Start with a step that moves the state by about one percent; the controller takes it from there."""
+    xp, count = array_namespace(y), y.shape[0]
+    t = np.full(count, float(start))
+    slope = drift(from_numpy(t, y), y)
+    size = _block_norms(y, y, blocks, rtol).max(axis=1)
+    speed = _block_norms(slope, y, blocks, rtol).max(axis=1)
+    h = np.minimum(0.01 * np.maximum(size, 1e-6) / np.maximum(speed, 1e-12), 0.1 * abs(end - start))
+    error = xp.zeros_like(y[:, blocks[0].start : blocks[0].stop])
+    return _Rows(np.arange(count), t, np.sign(end - start) * h, y, slope, error, np.ones(count, dtype=np.int64))
+
+
+def _step(drift: Drift, tangent: Tangent, rows: _Rows, end: float, blocks: list[Block], rtol: float) -> _Rows:
+    """Try one step for every row; rows whose error is too large keep their state and get a smaller step."""
+    last = np.abs(rows.h) >= np.abs(end - rows.t) * (1 - 1e-12)
+    h = np.where(last, end - rows.t, rows.h)
+    t_new = np.where(last, end, rows.t + h)
+    y_new, slopes = _stages(drift, rows, h, t_new)
+    ratio, local = _errors(rows, y_new, h, slopes, blocks, rtol)
+    accept = ratio <= 1.0
+    if not np.isfinite(ratio).all():
+        row = rows.index[int(np.flatnonzero(~np.isfinite(ratio))[0])]
+        raise RuntimeError(f"the flow of row {row} is not finite; check the prior and the noise levels")
+    factor = np.clip(_SAFETY * np.maximum(ratio, 1e-16) ** (-1.0 / _ORDER), _SHRINK, _GROW)
+    error = _transport(tangent, rows, h, t_new, y_new) + local
+    return replace(
+        rows,
+        t=np.where(accept, t_new, rows.t),
+        h=h * np.where(accept, factor, np.minimum(factor, 1.0)),
+        y=_choose(accept, y_new, rows.y),
+        slope=_choose(accept, slopes[-1], rows.slope),
+        error=_choose(accept, error, rows.error),
+        evaluations=rows.evaluations + len(tableau().b),
+    )
+
+
+def _stages(drift: Drift, rows: _Rows, h: Any, t_new: Any) -> tuple[Array, list[Array]]:
+    table, step = tableau(), from_numpy(h, rows.y)[:, None]
+    slopes = [rows.slope]
+    for i in range(1, len(table.b)):
+        y = rows.y + step * _weighted(table.a[i, :i], slopes)
+        slopes.append(drift(from_numpy(rows.t + table.c[i] * h, rows.y), y))
+    y_new = rows.y + step * _weighted(table.b, slopes)
+    slopes.append(drift(from_numpy(t_new, rows.y), y_new))
+    return y_new, slopes
+
+
+def _errors(
+    rows: _Rows, y_new: Array, h: Any, slopes: list[Array], blocks: list[Block], rtol: float
+) -> tuple[Any, Array]:
+    """Return Hairer's combined error of the worst block, and the local error of the first block's coordinates."""
+    table, size = tableau(), array_namespace(y_new).maximum(abs(rows.y), abs(y_new))
+    fifth = _weighted(table.e5, slopes)
+    e5 = _block_norms(fifth, size, blocks, rtol)
+    e3 = _block_norms(_weighted(table.e3, slopes), size, blocks, rtol)
+    total = np.sqrt(e5**2 + 0.01 * e3**2)
+    damping = np.divide(e5, total, out=np.zeros_like(e5), where=total != 0)
+    first = blocks[0]
+    scale = from_numpy(h * damping[:, 0], y_new)[:, None]
+    return (np.abs(h)[:, None] * e5 * damping).max(axis=1), scale * fifth[:, first.start : first.stop]
+
+
+def _transport(tangent: Tangent, rows: _Rows, h: Any, t_new: Any, y_new: Array) -> Array:
+    """Carry the error made so far along the flow's own linearisation, by Heun's rule."""
+    step = from_numpy(h, rows.y)[:, None]
+    before = tangent(from_numpy(rows.t, rows.y), rows.y, rows.error)
+    after = tangent(from_numpy(t_new, rows.y), y_new, rows.error + step * before)
+    return rows.error + 0.5 * step * (before + after)
+
+
+def _block_norms(values: Array, size: Array, blocks: list[Block], rtol: float) -> Any:
+    """Root mean square of each block of `values`, in units of its tolerance: (B, blocks) on the host."""
+    xp = array_namespace(values)
+
+    def rms(array: Array, block: Block) -> Any:
+        return np.sqrt(to_numpy(xp.mean(array[:, block.start : block.stop] ** 2, axis=1)))
+
+    norms = [rms(values, k) / np.maximum(k.floor + rtol * rms(size, k), 1e-300) for k in blocks]
+    return np.stack(norms, axis=1)
+
+
+def _weighted(coefficients: Any, slopes: list[Array]) -> Array:
+    return sum(float(c) * k for c, k in zip(coefficients, slopes, strict=True) if c != 0.0)
+
+
+def _choose(accept: Any, new: Array, old: Array) -> Array:
+    if accept.all():
+        return new
+    xp = array_namespace(new)
+    return xp.where(from_numpy(accept, new, xp.bool)[:, None], new, old)
+
+
+def _collect(finished: list[_Rows]) -> Solution:
+    """Put finished rows back into the order they came in."""
+    xp = array_namespace(finished[0].y)
+    order = np.argsort(np.concatenate([rows.index for rows in finished]))
+    at = from_numpy(order, finished[0].y, xp.int64)
+    evaluations = np.concatenate([rows.evaluations for rows in finished])[order]
+    state = xp.take(xp.concat([rows.y for rows in finished], axis=0), at, axis=0)
+    error = xp.take(xp.concat([rows.error for rows in finished], axis=0), at, axis=0)
+    return Solution(state, evaluations, error)

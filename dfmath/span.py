@@ -1,0 +1,157 @@
+"""F in the span of outer products [MATH 1.6; paper, Sec. 3].
+
+I/sigma^2 - F = (alpha^2/sigma^4) sum_i w_i u_i u_i^T with u_i = y_i - m: its range lies in span{y_i - y_j}. Writing
+m = (x + sigma^2 s)/alpha puts it in the span of the outer products of the score and the initial data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dfmath import _checks
+from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends.array_api import component_tiles, local
+from dfmath.backends.components import Diagonal
+from dfmath.backends.moments import Space
+from dfmath.backends.sampling import posterior_weights
+
+if TYPE_CHECKING:
+    from dfmath.fisher import DiffusionFisher
+
+FORMS = ("data", "centred", "orthonormal")
+
+
+@dataclass(frozen=True)
+class OuterProductSpan:
+    r"""A batch of matrices :math:`F = \text{shift}\, I + \sum_i \text{coefficients}_i\, v_i v_i^T`.
+
+    Attributes
+    ----------
+    shift
+        (B,).
+    coefficients
+        (B, r).
+    vectors
+        (B, r, d).
+    truncation_error
+        (B,) spectral norm of what was left out; zero for the complete forms.
+    """
+
+    shift: Array
+    coefficients: Array
+    vectors: Array
+    truncation_error: Array
+
+    def matvec(self, v: Array) -> Array:
+        """Return F_b v_b for v (B, d) from r inner products: (B, d)."""
+        xp = array_namespace(self.vectors)
+        inner = self.coefficients * xp.matmul(self.vectors, v[:, :, None])[:, :, 0]
+        return self.shift[:, None] * v + xp.matmul(inner[:, None, :], self.vectors)[:, 0, :]
+
+    def trace(self) -> Array:
+        """Return tr F, (B,)."""
+        xp = array_namespace(self.vectors)
+        squares = xp.sum(self.vectors**2, axis=2)
+        return self.vectors.shape[2] * self.shift + xp.sum(self.coefficients * squares, axis=1)
+
+    def to_dense(self) -> Array:
+        """Return F, (B, d, d)."""
+        xp = array_namespace(self.vectors)
+        d = self.vectors.shape[2]
+        _checks.fits_in_memory("the dense matrices", self.vectors.shape[0], d, d)
+        eye = xp.eye(d, dtype=self.vectors.dtype, device=self.vectors.device)
+        weighted = self.coefficients[:, :, None] * self.vectors
+        return self.shift[:, None, None] * eye + xp.matmul(xp.matrix_transpose(weighted), self.vectors)
+
+
+def span(fisher: DiffusionFisher, form: str, tolerance: float) -> OuterProductSpan:
+    """Decompose a diffusion Fisher; see `DiffusionFisher.span`."""
+    _checks.one_of("form", form, FORMS)
+    if form == "orthonormal":
+        return _orthonormal(fisher, tolerance)
+    if tolerance != 0.0:
+        raise ValueError(f"tolerance must be 0 for the complete form {form!r}, got {tolerance!r}")
+    return _data(fisher) if form == "data" else _centred(fisher)
+
+
+def _common_variance(fisher: DiffusionFisher, form: str) -> Array:
+    """Return the variance c that all components share, (1, 1, 1), or say that there is none."""
+    c = fisher.marginal.components
+    if not isinstance(c, Diagonal) or tuple(c.variances.shape[1:]) != (1, 1):
+        raise ValueError(f"form {form!r} needs point masses or one scalar covariance for all; use 'orthonormal'")
+    return c.variances
+
+
+def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, Array]:
+    """Return posterior weights (B, N) and the components' vectors (B, N, d): the data form is as large as that."""
+    q, x = fisher.marginal, fisher.x
+    xp = array_namespace(x)
+    _checks.fits_in_memory("the span's vectors", x.shape[0], q.components.count + 1, q.dim)
+    total = q.moments(x)
+    weights, vectors = [], []
+    for start, stop in component_tiles(q.components, x.shape[0]):
+        here = local(x, q.components.tile(start, stop, x.dtype), q.alpha, q.sigma)
+        weights.append(posterior_weights(here, total))
+        vectors.append(here.vectors(space))
+    return xp.concat(weights, axis=1), xp.concat(vectors, axis=1)
+
+
+def _data(fisher: DiffusionFisher) -> OuterProductSpan:
+    """F = I/sigma^2 - (alpha^2/sigma^4) [sum w_i y_i y_i^T - m m^T] [MATH 1.3]."""
+    q, xp = fisher.marginal, array_namespace(fisher.x)
+    if float(xp.max(_common_variance(fisher, "data"))) != 0.0:
+        raise ValueError("form 'data' needs point masses; use 'centred' or 'orthonormal' for mixtures")
+    weights, points = _weights_and_vectors(fisher, "posterior")
+    mean = q.moments(fisher.x, ("mean",)).mean
+    scale = (q.alpha**2 / q.sigma**4)[:, None]
+    coefficients = xp.concat([-scale * weights, scale * xp.ones_like(weights[:, :1])], axis=1)
+    return _result(fisher, 1.0 / q.sigma**2, coefficients, xp.concat([points, mean[:, None, :]], axis=1))
+
+
+def _centred(fisher: DiffusionFisher) -> OuterProductSpan:
+    """F = L I - sum w_k (s_k - s)(s_k - s)^T, L = 1/(alpha^2 c + sigma^2); for point masses u_i = y_i - m."""
+    q = fisher.marginal
+    variance = _common_variance(fisher, "centred")[0, 0, 0]
+    precision = 1.0 / (q.alpha**2 * variance + q.sigma**2)
+    weights, centres = _weights_and_vectors(fisher, "posterior")
+    centred = centres - q.moments(fisher.x, ("mean",)).mean[:, None, :]
+    # With one c for all, m_k - m = (sigma^2 L) (mu_k - sum w mu), and s_k - s = (alpha/sigma^2) (m_k - m).
+    if float(variance) == 0.0:
+        return _result(fisher, precision, -(q.alpha**2 / q.sigma**4)[:, None] * weights, centred)
+    scores = _weights_and_vectors(fisher, "score")[1]
+    scores = scores - q.moments(fisher.x, ("mean",), "score").mean[:, None, :]
+    return _result(fisher, precision, -weights, scores)
+
+
+def _orthonormal(fisher: DiffusionFisher, tolerance: float) -> OuterProductSpan:
+    """Keep the leading eigenvectors of shift I - F, as many as the worst query of the batch needs.
+
+    With one covariance c I for all components shift - F = Cov[s_k]; otherwise the shift is the largest eigenvalue of
+    E[L].
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
+    q, xp = fisher.marginal, array_namespace(fisher.x)
+    _checks.fits_in_memory("the dense matrices", *fisher.shape)
+    moments = q.moments(fisher.x, ("dense",), "score")
+    within, between = moments.within.dense, moments.between.dense
+    shift = xp.linalg.eigvalsh(within)[:, -1]  # type: ignore[arg-type]
+    eye = xp.eye(q.dim, dtype=fisher.x.dtype, device=fisher.x.device)
+    values, vectors = xp.linalg.eigh(shift[:, None, None] * eye - within + between)
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    floor = max(tolerance, q.dim * float(xp.finfo(values.dtype).eps))
+    below = xp.all(values <= floor * xp.maximum(shift, values[:, -1])[:, None], axis=0)
+    drop = int(xp.sum(xp.astype(below, xp.int64)))
+    rest = values[:, drop - 1] if drop else xp.zeros_like(shift)
+    kept = xp.matrix_transpose(vectors[:, :, drop:])
+    return _result(fisher, shift, -values[:, drop:], kept, rest)
+
+
+def _result(
+    fisher: DiffusionFisher, shift: Array, coefficients: Array, vectors: Array, error: Array | None = None
+) -> OuterProductSpan:
+    xp = array_namespace(vectors)
+    shift = xp.broadcast_to(shift, (vectors.shape[0],))
+    error = xp.zeros_like(shift) if error is None else error
+    return OuterProductSpan(*(xp.astype(a, fisher.dtype, copy=False) for a in (shift, coefficients, vectors, error)))
