@@ -63,9 +63,9 @@ def _over_components(
     probes: Array | None,
 ) -> Moments:
     dtype = accumulation_dtype(array_namespace(x), x)
-    width = probes.shape[2] if probes is not None else components.dim if "dense" in want else 1
+    columns = max(probes.shape[2] if probes is not None else 0, components.dim if "dense" in want else 0)
     total: Moments | None = None
-    for start, stop in component_tiles(components, x.shape[0], max(1, width)):
+    for start, stop in component_tiles(components, x.shape[0], components.width(columns)):
         here = local(x, components.tile(start, stop, dtype), alpha, sigma)
         part = tile_moments(here, want, space, probes)
         total = part if total is None else merge(total, part, want, probes)

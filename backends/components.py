@@ -70,6 +70,9 @@ class Components(Protocol):
     def at(self, x: Array, alpha: Array, sigma: Array) -> Local:
         """Contributions at queries x (b, 1, d) and noise levels (b | 1, 1, 1)."""
 
+    def width(self, columns: int) -> int:
+        """How many times (b, k, d) numbers a second moment with this many columns needs at a time."""
+
     def variance_range(self) -> tuple[float, float]:
         """Lower bound on the smallest and upper bound on the largest eigenvalue over all C_k."""
 
@@ -95,6 +98,9 @@ class _Tiled:
     def rank(self) -> int:
         return 0
 
+    def width(self, columns: int) -> int:
+        return max(1, columns)
+
     def tile(self, start: int, stop: int, dtype: Any) -> Self:
         return self._map(lambda a: a[:, start:stop, ...] if a.shape[1] > 1 else a, dtype)
 
@@ -119,6 +125,9 @@ class Diagonal(_Tiled):
     centres: Array
     log_weights: Array
     variances: Array
+
+    def width(self, columns: int) -> int:
+        return max(1, -(-columns // self.dim))  # matrices are averaged before they are multiplied
 
     def at(self, x: Array, alpha: Array, sigma: Array) -> LocalDiagonal:
         return LocalDiagonal(self, x, alpha, sigma)

@@ -13,9 +13,7 @@ __all__ = ["Prediction", "convert"]
 Prediction = Literal["eps", "score", "x0", "v", "flow"]
 
 
-def convert(
-    value: Array, x: Array, alpha: Array, sigma: Array, source: Prediction, target: Prediction
-) -> Array:
+def convert(value: Array, x: Array, alpha: Array, sigma: Array, source: Prediction, target: Prediction) -> Array:
     """Return the prediction `target` that says the same as the prediction `source` at the noised point x.
 
     With x = alpha x0 + sigma eps, every prediction is a combination a x0 + b eps::
@@ -79,9 +77,7 @@ def convert(
     return value / unit if target == "score" else value
 
 
-def _combine(
-    xp: Namespace, value: Array, x: Array, alpha: Array, sigma: Array, source: str, target: str
-) -> Array:
+def _combine(xp: Namespace, value: Array, x: Array, alpha: Array, sigma: Array, source: str, target: str) -> Array:
     """Return c x0 + d eps, where alpha x0 + sigma eps = x and a x0 + b eps = value (Cramer's rule)."""
     if source == target:
         return value

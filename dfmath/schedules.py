@@ -142,9 +142,7 @@ class Schedule(ABC):
         low, high = self.domain
         return self._rho(math, low), math.inf if self._ends_in_noise else self._rho(math, high)
 
-    def _enter_time(
-        self, t: Array, finite: bool = False
-    ) -> tuple[Namespace, Array, Callable[[Array], Array]]:
+    def _enter_time(self, t: Array, finite: bool = False) -> tuple[Namespace, Array, Callable[[Array], Array]]:
         return _enter(self, "t", t, self.domain, finite and self._ends_in_noise)
 
     # What a derived class gives. Here xp is a namespace, or the math module, whose functions have the same
@@ -597,9 +595,7 @@ def _enter(
         inside = inside & (value < high)
     if not (inside if xp is math else bool(xp.all(inside))):
         interval = f"[{low!r}, {high!r}{') (at its end alpha = 0)' if end_excluded else ']'}"
-        raise ValueError(
-            f"{name} must lie in {interval} for {schedule!r}, got {_first_outside(xp, value, inside)}"
-        )
+        raise ValueError(f"{name} must lie in {interval} for {schedule!r}, got {_first_outside(xp, value, inside)}")
     return xp, _clip(xp, value, low, high), leave
 
 
@@ -673,9 +669,7 @@ def _check_level(i: int, value: float) -> None:
         )
     # Below 1e-300 rho^2 is no float any more.
     if not 1e-300 < value < 1.0:
-        raise ValueError(
-            f"alphas_cumprod must lie between 0 (above 1e-300) and 1, got {value!r} at index {i}"
-        )
+        raise ValueError(f"alphas_cumprod must lie between 0 (above 1e-300) and 1, got {value!r} at index {i}")
 
 
 def _broken_line(xp: Namespace, x: Array, knots: Array, heights: Array) -> tuple[Array, Array]:
@@ -695,6 +689,4 @@ def _at_array(xp: Namespace, x: Array, knots: Array, heights: Array) -> Array:
     knots, heights = from_numpy(knots, x), from_numpy(heights, x)
     i = xp.searchsorted(knots, xp.reshape(x, (-1,)), side="right") - 1
     i = xp.clip(i, 0, knots.shape[0] - 2)
-    return [
-        [xp.reshape(xp.take(table, j, axis=0), x.shape) for j in (i, i + 1)] for table in (knots, heights)
-    ]
+    return [[xp.reshape(xp.take(table, j, axis=0), x.shape) for j in (i, i + 1)] for table in (knots, heights)]

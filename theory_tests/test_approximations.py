@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfmath import PointMasses, approximations, bounds
+from dfmath import PointMasses, _checks, approximations, bounds
 from dfmath.approximations import (
     EndpointFisher,
     GaussianFisher,
@@ -494,6 +494,39 @@ def test_hutchinson_error_follows_the_bound_of_the_diffusion_fisher():
     variance = bounds.hutchinson_variance(np.sum(dense**2), np.sum(np.diag(dense) ** 2))
     estimate = hutchinson_trace(lambda v: dense @ v, x, 3, 0)
     assert np.var(estimate.value) * 3 == pytest.approx(variance, rel=0.1)
+
+
+# Devices
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A device that is not the default one, whose arrays come back to the host only when asked to."""
+
+    def to_numpy(array):
+        return np.asarray(array.to_device(array_api_strict.Device("CPU_DEVICE")))
+
+    for module in (_checks, approximations, bounds):
+        monkeypatch.setattr(module, "to_numpy", to_numpy)
+    return array_api_strict.Device("device1")
+
+
+def test_results_stay_on_the_device_they_came_from(elsewhere):
+    xp = array_api_strict
+    points, level = xp.ones((2, 5), device=elsewhere), xp.asarray([0.5, 0.7], device=elsewhere)
+    basis, c = xp.eye(5, 2, device=elsewhere), level
+    operators = [EndpointFisher(2 * points, points, level, 0.3, v) for v in ("paper", "centred")]
+    operators += [EndpointFisher(points, points, level, level, "calibrated", level)]
+    operators += [GaussianFisher(c, u, 1.0, level, level) for u in (None, basis)]
+    results = [trace_matching(level, points, 1.0, level), local_loss_trace(level, 0.5, 3)]
+    results += [form for f in operators for form in (f.to_dense(), f.diagonal(), f.trace())]
+    results += [f @ points[:, :, None] for f in operators if f.shape[1] == 5]
+    for probes in (4, 6):
+        e = hutchpp_trace(lambda v: 2 * v, points, probes, 0, shift=level)
+        results += [e.value, e.standard_error, hutchinson_trace(lambda v: v, points, probes, 0).value]
+    results += [bounds.weight_factor(level), *bounds.dropped_components(level, level)]
+    results += [bounds.omitted_mass(points, level), bounds.endpoint_error(level, level, level, level)]
+    assert all(result.device == elsewhere for result in results)
 
 
 # The door

@@ -115,7 +115,7 @@ def test_other_devices_than_the_default():
         assert convert(x, x, level, level, source, target).device == device
     with pytest.raises(ValueError, match=r"index 0$"):
         convert(x, x, level - 1.0, level, "eps", "x0")
-    with pytest.raises(ValueError, match="^alpha must be on the device of x"):
+    with pytest.raises(ValueError, match=r"^alpha must be on the device of x"):
         convert(x, x, xp.ones(3), level, "eps", "x0")
 
 

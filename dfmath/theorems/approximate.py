@@ -1,0 +1,282 @@
+"""Approximations and their error bounds [MATH 4.1-4.9], with perturbations of the exact values for networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dfmath import bounds
+from dfmath.approximations import EndpointFisher, GaussianFisher, hutchinson_trace, local_loss_trace, trace_matching
+from dfmath.theorems.case import Case
+from dfmath.theorems.compare import excess, length, relative, standard_errors
+from dfmath.theorems.registry import PAPER, NotApplicable, Outcome, theorem
+
+_DENSE_DIM = 256
+
+
+def _second_moment(case: Case) -> Any:
+    """E[|x0|^2 given x] by the truth's weights; for mixtures from P and m."""
+    if case.model.is_points:
+        return (case.true_weights @ (case.model.means.astype(np.longdouble) ** 2).sum(axis=1)).astype(np.float64)
+    return case.covariance_trace + (case.mean**2).sum(axis=1)
+
+
+def _trace_scale(case: Case, second_moment: Any) -> Any:
+    """The size of the terms of 4.1, which cancel at low noise."""
+    return case.dim / case.sigma**2 + case.alpha**2 / case.sigma**4 * (second_moment + (case.mean**2).sum(axis=1))
+
+
+def _directions(case: Case, stream: int) -> Any:
+    """Unit vectors (8, d): an error's direction, aligned with m in the first half, where the bounds are attained."""
+    random = case.rng(stream).standard_normal(case.x64.shape)
+    half = len(random) // 2
+    random[:half] = case.mean[:half] + 1e-300
+    return random / np.maximum(length(random), 1e-300)[:, None]
+
+
+def _perturbed_mean(case: Case, d2: float, sign: float = 1.0) -> Any:
+    """m_th = m + (sigma/alpha) (eps* - eps_th) with |eps_th - eps*| = d2."""
+    return case.mean + sign * case.rho * d2 * _directions(case, 8)
+
+
+def _dense(case: Case, operator: Any) -> Any:
+    if case.dim > _DENSE_DIM:
+        raise NotApplicable(f"Hilbert-Schmidt norms are taken up to d = {_DENSE_DIM}, and d = {case.dim}")
+    return case.host(operator.to_dense())
+
+
+@theorem(
+    "4.1",
+    "DF-TM, trace matching",
+    r"\mathrm{tr} F = d/\sigma^2 - (\alpha^2/\sigma^4)(E[|x_0|^2 \mid x] - |m|^2)",
+    f"{PAPER}, Alg. 1",
+)
+def df_tm(case: Case) -> Outcome:
+    """The identity that the regression relies on, relative to the size of its cancelling terms."""
+    second = _second_moment(case)
+    got = case.host(
+        trace_matching(case.model.build(second / case.dim), case.model.build(case.mean), case.alpha, case.sigma)
+    )
+    difference = relative(got[:, None], case.fisher_trace[:, None], _trace_scale(case, second))
+    return Outcome(difference, case.precision, case.promise)
+
+
+@theorem(
+    "4.2",
+    "DF-TM error bound",
+    r"|T_\theta - \mathrm{tr} F| \le (\alpha^2/\sigma^4) d \delta_1 + 2\alpha|m|\delta_2/\sigma^3 + \delta_2^2/\sigma^2",
+    PAPER,
+)
+def df_tm_bound(case: Case) -> Outcome:
+    """Errors of size d1 and d2, in the worst direction for half of the queries."""
+    second, d2 = _second_moment(case), 0.1
+    d1 = 0.05 * second / case.dim
+    got = case.host(
+        trace_matching(
+            case.model.build(second / case.dim - d1),
+            case.model.build(_perturbed_mean(case, d2)),
+            case.alpha,
+            case.sigma,
+        )
+    )
+    bound = bounds.trace_matching_error(d1, d2, length(case.mean), case.alpha, case.sigma, case.dim)
+    scale = _trace_scale(case, second)
+    return Outcome(excess(np.abs(got - case.fisher_trace), bound, scale), case.precision, case.promise)
+
+
+def _local_loss(case: Case, mean: Any) -> Any:
+    """l = E[|eps - eps_th|^2 given x] = (tr P + |m - m_th|^2)/rho^2, each term summed by the truth where it can be."""
+    if case.model.is_points:
+        off = case.model.means[None].astype(np.longdouble) - mean[:, None, :]
+        return (np.einsum("bk,bkd->b", case.true_weights, off**2) / case.rho**2).astype(np.float64)
+    return (case.covariance_trace + ((case.mean - mean) ** 2).sum(axis=1)) / case.rho**2
+
+
+@theorem(
+    "4.3",
+    "The trace is a local denoising loss",
+    r"\mathrm{tr} F = (d - l + |\epsilon_\theta - \epsilon^*|^2)/\sigma^2",
+    "new",
+)
+def local_loss(case: Case) -> Outcome:
+    """For a network off by d2 = 0.3: the exact loss, corrected by d2^2, gives the exact trace."""
+    d2 = 0.3
+    loss = _local_loss(case, _perturbed_mean(case, d2))
+    got = case.host(local_loss_trace(case.model.build(loss), case.sigma, case.dim)) + d2**2 / case.sigma**2
+    # m is known to eps |m|, and l squares its distance from m_th = m + rho d2 times a direction.
+    rounding = 4 * float(np.finfo(case.model.dtype).eps) * length(case.mean) / case.rho * d2
+    scale = (case.dim + loss) / case.sigma**2
+    worst = relative(got[:, None], case.fisher_trace[:, None], scale + rounding / case.sigma**2 / case.precision)
+    return Outcome(worst, case.precision, case.promise)
+
+
+@theorem("4.3b", "Local-loss error bound", r"|T - \mathrm{tr} F| \le (d \delta_1 + \delta_2^2)/\sigma^2", "new")
+def local_loss_bound(case: Case) -> Outcome:
+    """Errors in the direction in which both terms add up."""
+    d1, d2 = 0.05, 0.3
+    loss = _local_loss(case, _perturbed_mean(case, d2))
+    got = case.host(local_loss_trace(case.model.build(loss + case.dim * d1), case.sigma, case.dim))
+    bound = bounds.local_loss_error(d1, d2, case.sigma, case.dim)
+    rounding = 4 * float(np.finfo(case.model.dtype).eps) * length(case.mean) / case.rho * d2 / case.sigma**2
+    scale = (case.dim + loss) / case.sigma**2 + rounding / case.precision
+    return Outcome(excess(np.abs(got - case.fisher_trace), bound, scale), case.precision, case.promise)
+
+
+def _endpoint(case: Case, variant: str, draws: Any, **known: Any) -> Any:
+    build = case.model.build
+    return EndpointFisher(build(draws), build(case.mean), case.alpha, case.sigma, variant, **known)
+
+
+@theorem(
+    "4.4",
+    "DF-EA, endpoint approximation",
+    r"F_{EA} v = v/\sigma^2 - (\alpha^2/\sigma^4)[\hat x (\hat x \cdot v) - m (m \cdot v)]",
+    f"{PAPER}, Alg. 2",
+)
+def df_ea(case: Case) -> Outcome:
+    """Two inner products, against the matrix written out."""
+    ends = case.host(case.marginal.sample_posterior(case.x, 1, case.seed))[:, 0, :]
+    got = case.host(_endpoint(case, "paper", ends).matvec(case.v))
+    v, m, factor = case.v64, case.mean, case.alpha**2 / case.sigma**4
+    along = ends * (ends * v).sum(axis=1)[:, None] - m * (m * v).sum(axis=1)[:, None]
+    scale = length(v) / case.sigma**2 + factor * (length(ends) ** 2 + length(m) ** 2) * length(v)
+    return Outcome(relative(got, v / case.sigma**2 - factor * along, scale), case.precision, case.promise)
+
+
+@theorem(
+    "4.5",
+    "DF-EA error bound",
+    r"|F_{EA} - F|_{HS} \le \frac{\alpha^2}{\sigma^4}\sqrt{R^4 + (R + \tfrac{\sigma}{\alpha}\delta_2)^4}",
+    f"sharpened from {PAPER}",
+    "support in a ball around 0",
+)
+def df_ea_bound(case: Case) -> Outcome:
+    """The farthest data point as end point, the network off by d2 = 0.1."""
+    if not case.model.is_points:
+        raise NotApplicable("the prior has unbounded support")
+    radii = np.sqrt((case.model.means**2).sum(axis=1))
+    ends = np.repeat(case.model.means[[radii.argmax()]], len(case.x64), axis=0)
+    d2, build = 0.1, case.model.build
+    mean = _perturbed_mean(case, d2)
+    operator = EndpointFisher(build(ends), build(mean), case.alpha, case.sigma, "paper")
+    error = np.sqrt(((_dense(case, operator) - _dense(case, case.fisher)) ** 2).sum(axis=(1, 2)))
+    bound = bounds.endpoint_error(float(radii.max()), d2, case.alpha, case.sigma)
+    return Outcome(excess(error, bound, bound), case.precision, case.promise)
+
+
+@theorem(
+    "4.6",
+    "Centred endpoint approximation",
+    r"\hat x \sim q(x_0 \mid x) \Rightarrow E[F_c] = F, \; F_c \preceq I/\sigma^2",
+    "new",
+)
+def centred(case: Case) -> Outcome:
+    """Averages of v.F_c v over posterior samples, less v.F v, in units of 1/sigma^2; and the upper bound."""
+    n = 256
+    draws = case.host(case.marginal.sample_posterior(case.x, n, case.seed))
+    if case.model.is_points and not (n * (1.0 - case.true_weights.max(axis=1)) > 10.0).any():
+        raise NotApplicable("every posterior is one point as far as 256 samples can tell")
+    rows = np.flatnonzero((n * (1.0 - case.true_weights.max(axis=1)) > 10.0) | (not case.model.is_points))
+    products = np.stack([case.host(_endpoint(case, "centred", draws[:, i]).matvec(case.v)) for i in range(n)])
+    along = (products * case.v64).sum(axis=2) * case.sigma**2
+    above = excess(along, (case.v64**2).sum(axis=1), 1.0)
+    wanted = (case.fisher_v * case.v64).sum(axis=1) * case.sigma**2
+    slack = 64.0 * float(np.finfo(case.model.dtype).eps) * float((1 + length(case.mean) / case.rho).max()) ** 2
+    outcome = standard_errors(along[:, rows], wanted[rows], slack)
+    return outcome if above <= case.precision else Outcome(above, case.precision, "F_c is at most I/sigma^2")
+
+
+@theorem(
+    "4.6b",
+    "Gaussian model product",
+    r"P_G = \rho^2 C (C + \rho^2 I)^{-1}",
+    "new",
+    "N(mu, C) with the data's mean and covariance",
+)
+def gaussian_product(case: Case) -> Outcome:
+    """Exact for Gaussian data with kappa = 1."""
+    if case.dim > _DENSE_DIM:
+        raise NotApplicable(f"the covariance is decomposed up to d = {_DENSE_DIM}, and d = {case.dim}")
+    build = case.model.build
+    values, basis = np.linalg.eigh(case.model.covariance)
+    model = GaussianFisher(build(np.maximum(values, 0.0)), build(basis), case.alpha, case.sigma, batch=len(case.x64))
+    exact = case.model.gaussian().diffuse(case.alpha, case.sigma).fisher(case.x)
+    got, wanted = case.host(model.matvec(case.v)), case.host(exact.matvec(case.v))
+    return Outcome(relative(got, wanted, length(case.v64) / case.sigma**2), max(case.precision, 1e-9), case.promise)
+
+
+@theorem(
+    "4.7",
+    "Hutchinson's estimator",
+    r"E[v^T F v] = \mathrm{tr} F, \; \mathrm{Var} = 2(|F|_F^2 - \textstyle\sum F_{ii}^2)",
+    "Hutchinson 1989",
+)
+def hutchinson(case: Case) -> Outcome:
+    """The estimate's distance from tr F, in standard errors by the exact variance."""
+    probes = 64
+    dense = _dense(case, case.fisher)
+    diagonal = np.diagonal(dense, axis1=1, axis2=2)
+    estimate = hutchinson_trace(case.fisher, case.x, probes, case.seed)
+    variance = bounds.hutchinson_variance((dense**2).sum(axis=(1, 2)), (diagonal**2).sum(axis=1))
+    rounding = 64.0 * float(np.finfo(case.model.dtype).eps) * case.dim / case.sigma**2
+    error = np.sqrt(np.maximum(variance, 0.0) / probes) + rounding
+    off = np.abs(case.host(estimate.value) - case.fisher_trace) / error
+    reason = f"standard errors of an average over {probes} probes, by the exact variance"
+    return Outcome(float(off.max()), 6.0, reason)
+
+
+@theorem(
+    "4.8",
+    "Dropping components",
+    r"|m - m_S| \le \delta D, \; |P - P_S| \le \delta(1 - \delta) D^2",
+    "new",
+    "point masses",
+)
+def dropping(case: Case) -> Outcome:
+    """Leave out the lightest half of the components, and those that carry less than a tenth together."""
+    if not case.model.is_points:
+        raise NotApplicable("components of mixtures have no common diameter")
+    if case.dim > _DENSE_DIM:
+        raise NotApplicable(f"spectral norms are taken up to d = {_DENSE_DIM}, and d = {case.dim}")
+    y, diameter, worst = case.model.means, case.model.diameter, 0.0
+    if diameter == 0.0:
+        raise NotApplicable("the data are one point")
+    for w in case.true_weights[:4].astype(np.float64):
+        order = np.argsort(w)
+        for drop in (len(w) // 2, int(np.searchsorted(np.cumsum(w[order]), 0.1))):
+            left = order[:drop]
+            delta = min(float(w[left].sum()), 1.0)
+            kept = w.copy()
+            kept[left] = 0.0
+            (m, p), (m_s, p_s) = _mean_and_covariance(w, y), _mean_and_covariance(kept / kept.sum(), y)
+            mean_bound, covariance_bound = bounds.dropped_components(delta, diameter)
+            worst = max(worst, (np.linalg.norm(m - m_s) - mean_bound) / diameter)
+            worst = max(worst, (np.linalg.norm(p - p_s, 2) - covariance_bound) / diameter**2)
+    return Outcome(worst, 1e-12, "float64 sums; relative to the diameter")
+
+
+def _mean_and_covariance(w: Any, y: Any) -> tuple[Any, Any]:
+    mean = w @ y
+    centred = y - mean
+    return mean, (centred * w[:, None]).T @ centred
+
+
+@theorem("4.9", "Rounding in the logits", r"w_i'/w_i \in [e^{-2e}, e^{2e}] \text{ for logits off by at most } e", "new")
+def logit_rounding(case: Case) -> Outcome:
+    """Logits of the truth, each moved by e up or down at random and in the worst way."""
+    e, joint = 0.1, case.model.truth.log_joint(case.x64, case.alpha, case.sigma).astype(np.float64)
+    joint = joint - joint.max(axis=1)[:, None]
+    heaviest = joint.argmax(axis=1)[:, None] == np.arange(joint.shape[1])
+    worst = 0.0
+    for move in (case.rng(9).choice([-e, e], joint.shape), np.where(heaviest, e, -e)):
+        before, after = _softmax(joint), _softmax(joint + move)
+        live = before > 1e-290
+        factor = np.abs(np.log(after[live]) - np.log(before[live])).max()
+        worst = max(worst, float(factor - np.log(bounds.weight_factor(e))))
+    return Outcome(worst, 1e-12, "float64 exponentials")
+
+
+def _softmax(logits: Any) -> Any:
+    raw = np.exp(logits - logits.max(axis=1)[:, None])
+    return raw / raw.sum(axis=1)[:, None]

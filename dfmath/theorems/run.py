@@ -1,0 +1,212 @@
+"""Run every theorem on a model and collect what they found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dfmath import _checks, backends
+from dfmath.backends._compat import Array
+from dfmath.theorems import approximate, averages, identities, maps, trajectories  # noqa: F401 - they register
+from dfmath.theorems.case import Case, Model, mixture_model, point_model
+from dfmath.theorems.registry import NotApplicable, Outcome, Theorem, registered
+
+Verdict = Literal["pass", "fail", "not applicable"]
+
+LEVELS = 8
+BACKENDS = ("numba", "array-api", "array-api-strict", "torch", "jax", "cupy")
+DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A theorem's outcome at one noise level."""
+
+    rho: float
+    discrepancy: float
+    threshold: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A theorem's verdict over all noise levels, with its worst level in front."""
+
+    theorem: Theorem
+    verdict: Verdict
+    worst: Level | None
+    reason: str
+    levels: tuple[Level, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain object for JSON; infinite discrepancies become null."""
+        t = self.theorem
+        about = {"number": t.number, "title": t.title, "statement": t.statement, "source": t.source}
+        return {
+            **about,
+            "hypotheses": t.hypotheses,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "discrepancy": None if self.worst is None else _finite(self.worst.discrepancy),
+            "threshold": None if self.worst is None else self.worst.threshold,
+            "levels": [{**vars(level), "discrepancy": _finite(level.discrepancy)} for level in self.levels],
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def noise_levels(rho_max: float = 80.0, rho_min: float = 0.02, count: int = LEVELS) -> tuple[float, ...]:
+    """Return noise-to-signal ratios from high to low, evenly spaced in their logarithm."""
+    if not 0 < rho_min < rho_max < math.inf:
+        raise ValueError(f"rho_min and rho_max must satisfy 0 < rho_min < rho_max, got {rho_min:g} and {rho_max:g}")
+    return tuple(float(rho) for rho in np.geomspace(rho_max, rho_min, count))
+
+
+def select(only: Iterable[str] | None = None) -> list[Theorem]:
+    """Return the theorems whose numbers are given, or all; ``1`` or ``1.2`` selects all that begin so.
+
+    Raises
+    ------
+    ValueError
+        If a number matches none; the message suggests the nearest.
+    """
+    everything = registered()
+    if only is None:
+        return everything
+    chosen: dict[str, Theorem] = {}
+    for number in only:
+        found = [t for t in everything if t.number == number] or [t for t in everything if _begins(t.number, number)]
+        if not found:
+            _checks.one_of("theorem", number, tuple(t.number for t in everything))
+        chosen |= {t.number: t for t in found}
+    return [t for t in everything if t.number in chosen]
+
+
+def _begins(number: str, prefix: str) -> bool:
+    rest = number.removeprefix(prefix)
+    return rest != number and not rest[:1].isdigit() and (rest[0] == "." or rest[0].isalpha())
+
+
+def builder(backend: str = "numba", dtype: str = "float64") -> Callable[[Any], Array]:
+    """Return a function that puts NumPy values into the array library and dtype to be verified."""
+    _checks.one_of("backend", backend, BACKENDS)
+    _checks.one_of("dtype", dtype, DTYPES)
+    if backend in ("numba", "array-api"):
+        return lambda values: np.ascontiguousarray(values, dtype=dtype)
+    try:
+        return _import_builder(backend, dtype)
+    except ImportError:
+        raise ValueError(f"backend {backend!r} needs a library that is not installed; pip install it first") from None
+
+
+def _import_builder(backend: str, dtype: str) -> Callable[[Any], Array]:
+    if backend == "torch":
+        import torch
+
+        return lambda values: torch.as_tensor(np.array(values, dtype=dtype))
+    if backend == "array-api-strict":
+        import array_api_strict
+
+        return lambda values: array_api_strict.asarray(np.array(values, dtype=dtype))
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        return lambda values: jax.numpy.asarray(np.array(values, dtype=dtype))
+    import cupy
+
+    return lambda values: cupy.asarray(np.array(values, dtype=dtype))
+
+
+def model(
+    points: Any, mixture: int | None = None, backend: str = "numba", dtype: str = "float64", seed: int = 0
+) -> Model:
+    """Return the prior to verify on: the points themselves, or a Gaussian mixture fitted to them.
+
+    Parameters
+    ----------
+    points
+        (N, d) NumPy array.
+    mixture
+        Number of components with full covariances to fit by scikit-learn; None for point masses.
+    """
+    _checks.real_array("points", points, "(N, d)", 2)
+    build = builder(backend, dtype)
+    if mixture is None:
+        return point_model(points, build, dtype)
+    from sklearn.mixture import GaussianMixture
+
+    if not 1 <= mixture <= len(points):
+        raise ValueError(f"mixture must be between 1 and the number of points, {len(points)}, got {mixture}")
+    scale = float(np.var(points, axis=0).mean())
+    fitted = GaussianMixture(mixture, reg_covar=1e-3 * scale or 1e-3, random_state=seed).fit(points)
+    return mixture_model(fitted.means_, fitted.covariances_, fitted.weights_, build, dtype)
+
+
+def verify(
+    subject: Model,
+    rhos: tuple[float, ...] | None = None,
+    *,
+    backend: str = "numba",
+    only: Iterable[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[Theorem], None] = lambda theorem: None,
+) -> list[Result]:
+    """Check every theorem on a model over noise levels [MATH 1-4].
+
+    Parameters
+    ----------
+    subject
+        From `model`.
+    rhos
+        Noise-to-signal ratios from high to low; `noise_levels()` by default.
+    backend
+        Backend to compute on; libraries other than NumPy run on the array-API reference.
+    only
+        Numbers of the theorems to check.
+    progress
+        Called with each theorem once it is done.
+
+    Returns
+    -------
+    list of Result
+        In the order of their numbers. A check that raises counts as failed, with what it said.
+    """
+    levels = noise_levels() if rhos is None else rhos
+    cases = [Case(subject, rho, levels, seed) for rho in levels]
+    results = []
+    with backends.use("numba" if backend == "numba" else "array-api"):
+        for theorem in select(only):
+            results.append(_check(theorem, cases if theorem.scope == "level" else cases[:1]))
+            progress(theorem)
+    return results
+
+
+def _check(theorem: Theorem, cases: list[Case]) -> Result:
+    levels, excuse = [], ""
+    for case in cases:
+        try:
+            outcome = theorem.check(case)
+        except NotApplicable as reason:
+            excuse = str(reason)
+            continue
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError, AttributeError) as error:
+            outcome = Outcome(math.inf, 0.0, f"the check raised {type(error).__name__}: {error}")
+        levels.append(Level(case.rho, outcome.discrepancy, outcome.threshold, outcome.reason))
+    if not levels:
+        return Result(theorem, "not applicable", None, excuse, ())
+    worst = max(levels, key=_severity)
+    passed = all(level.discrepancy <= level.threshold for level in levels)
+    return Result(theorem, "pass" if passed else "fail", worst, worst.reason, tuple(levels))
+
+
+def _severity(level: Level) -> float:
+    if not level.discrepancy <= level.threshold and level.threshold == 0.0:
+        return math.inf
+    return level.discrepancy / level.threshold if level.threshold else 0.0
