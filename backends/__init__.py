@@ -55,8 +55,8 @@ def use(name: str) -> Iterator[None]:
     >>> with dfmath.backends.use("array-api"):
     ...     pass
     """
-    if name not in _MODULES:
-        near = get_close_matches(name, _MODULES, n=1, cutoff=0.3)
+    if not isinstance(name, str) or name not in _MODULES:
+        near = get_close_matches(str(name).lower(), _MODULES, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"backend must be one of {', '.join(_MODULES)}, got {name!r}{hint}")
     token = _chosen.set(name)

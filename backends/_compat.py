@@ -64,7 +64,11 @@ def to_numpy(array: Array) -> Any:
     try:
         return np.from_dlpack(to_device(array, "cpu"))
     except (ValueError, TypeError, AttributeError, BufferError):
-        return array.get() if hasattr(array, "get") else np.asarray(array)
+        if hasattr(array, "get"):
+            return array.get()
+        # A namespace whose host has another name: where its arrays go by default.
+        home = array_namespace(array).__array_namespace_info__().default_device()
+        return np.asarray(to_device(array, home))
 
 
 def from_numpy(values: Any, like: Array, dtype: Any = None) -> Array:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from dfmath.backends import double
-from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends._compat import Array, array_namespace, to_numpy
 from dfmath.backends.moments import Second, Space, Want
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -146,7 +146,7 @@ class LocalDiagonal:
         xp = array_namespace(x)
         self.c, self.alpha, self.sigma = components, alpha, sigma
         self.spread = alpha**2 * components.variances + sigma**2  # S
-        self.residual = x - alpha * components.centres
+        self.residual = _residual(x, alpha, components.centres)
         copies = components.dim // self.spread.shape[2]
         log_det = copies * xp.sum(xp.log(self.spread), axis=2)
         square = xp.sum(self.residual**2 / self.spread, axis=2)
@@ -167,10 +167,11 @@ class LocalDiagonal:
         """With one S for all components its own rounding scales every logit alike, and so does no harm."""
         square, low = double.squared_norm(self.residual, residual_low)
         half, half_low = double.scale(square, low, -0.5 / self.spread[:, :, 0])
-        high, error = double.two_sum(constant, half)
-        # A component of zero weight has the logit -inf; the error term of that sum is not a number, and is not needed.
-        xp = array_namespace(high)
-        return high, xp.where(xp.isfinite(high), error + half_low, xp.zeros_like(high))
+        # A component of zero weight has the logit -inf, and two-term sums are for finite numbers.
+        xp = array_namespace(half)
+        weightless = constant == -xp.inf
+        high, error = double.two_sum(xp.where(weightless, xp.zeros_like(constant), constant), half)
+        return xp.where(weightless, constant, high), error + half_low
 
     def vectors(self, space: Space) -> Array:
         if space == "score":
@@ -222,7 +223,7 @@ class LocalFull:
         xp = array_namespace(x)
         self.c, self.alpha, self.sigma = components, alpha, sigma
         self.spread = alpha**2 * components.values + sigma**2
-        self.rotated = apply_transposed(components.basis, x - alpha * components.centres)
+        self.rotated = apply_transposed(components.basis, _residual(x, alpha, components.centres))
         square = xp.sum(self.rotated**2 / self.spread, axis=2)
         log_det = xp.sum(xp.log(self.spread), axis=2)
         self.logits = components.log_weights - 0.5 * (square + log_det + components.dim * LOG_2PI)
@@ -300,7 +301,7 @@ class LocalLowRank:
         )
         self.basis, self.stretch = basis, stretch  # U (b | 1, k, d, r), t (b | 1, k, r)
         self.shrink = 1.0 / (1.0 + stretch**2)
-        self.whitened = (x - alpha * components.centres) / self.root
+        self.whitened = _residual(x, alpha, components.centres) / self.root
         self.inside = apply_transposed(basis, self.whitened)
         self.outside = self.whitened - apply(basis, self.inside)
         square = xp.sum(self.outside**2, axis=2) + xp.sum(self.shrink * self.inside**2, axis=2)
@@ -346,6 +347,12 @@ class LocalLowRank:
         return self.vectors("posterior") + xp.sqrt(plain) * normals + low_rank
 
 
+def _residual(x: Array, alpha: Array, centres: Array) -> Array:
+    """Return x - alpha mu as if alpha mu were exact: near a component, its rounding would be most of the residual."""
+    product, product_low = double.two_product(alpha, centres)
+    return (x - product) - product_low
+
+
 def apply(matrices: Array, vectors: Array) -> Array:
     """Return M v for matrices (b | 1, k, i, j) and vectors (b | 1, k, j)."""
     xp = array_namespace(matrices)
@@ -385,4 +392,4 @@ def _diagonal_matrix(diagonal: Array) -> Array:
 
 def _range(values: Array) -> tuple[float, float]:
     xp = array_namespace(values)
-    return float(xp.min(values)), float(xp.max(values))
+    return float(to_numpy(xp.min(values))), float(to_numpy(xp.max(values)))

@@ -151,18 +151,18 @@ def _sweep(  # pragma: no cover - compiled
                 if top < floor:
                     continue
                 mass = _exponentiate(logits, lows, stop - start, best, floor)
-                share = _merge_mass(log_mass, log_mass_low, b, top, lows[best], mass)
+                share, rest = _merge_mass(log_mass, log_mass_low, b, top, lows[best], mass)
                 if vectors_wanted:
                     kept, spread = _centre(
                         x, points, variances, a, s, score, start, stop, best, logits, mass, mean, centred
                     )
                     variance = variances[(start + best) if variances.shape[0] > 1 else 0]
-                    _merge_mean(anchor[b], shift[b], share, mean, x, points[start + best], variance, a, s, score)
-                    within[b] += share * (spread - within[b])
-                    _merge_trace(trace[b], centred, logits, kept, share, mean)
-                    _merge_diagonal(diagonal[b], centred, logits, kept, share, mean)
-                    _merge_product(product[b], probes[b], centred, logits, kept, share, mean)
-                    _merge_dense(dense[b], centred, logits, kept, share, mean)
+                    _merge_mean(anchor[b], shift[b], share, rest, mean, x, points[start + best], variance, a, s, score)
+                    within[b] = rest * within[b] + share * spread
+                    _merge_trace(trace[b], centred, logits, kept, share, rest, mean)
+                    _merge_diagonal(diagonal[b], centred, logits, kept, share, rest, mean)
+                    _merge_product(product[b], probes[b], centred, logits, kept, share, rest, mean)
+                    _merge_dense(dense[b], centred, logits, kept, share, rest, mean)
 
 
 @_summing
@@ -286,7 +286,10 @@ def _exponentiate(logits, lows, count, best, floor):  # type: ignore[no-untyped-
 
 @_exactly
 def _merge_mass(log_mass, log_mass_low, b, top, top_low, mass):  # type: ignore[no-untyped-def]
-    """Add the tile's mass, exp(top + top_low) mass, to query b's; returns the tile's share of the sum."""
+    """Add the tile's mass, exp(top + top_low) mass, to query b's; returns the tile's share of the sum, and the rest.
+
+    The lighter of the two may be any small number: it is never formed as 1 minus the other.
+    """
     tile, error = _two_sum(top, math.log(mass))
     tile_low = top_low + error
     excess = (tile - log_mass[b]) + (tile_low - log_mass_low[b])
@@ -295,7 +298,8 @@ def _merge_mass(log_mass, log_mass_low, b, top, top_low, mass):  # type: ignore[
         log_mass[b], log_mass_low[b] = tile, tile_low
     log_mass[b], error = _two_sum(log_mass[b], math.log1p(light))
     log_mass_low[b] += error
-    return (1.0 if excess > 0 else light) / (1.0 + light)
+    heavy, light = 1.0 / (1.0 + light), light / (1.0 + light)
+    return (heavy, light) if excess > 0 else (light, heavy)
 
 
 @_fused
@@ -344,7 +348,7 @@ def _centre(x, points, variances, alpha, sigma, score, start, stop, best, weight
 
 
 @_exactly
-def _merge_mean(anchor, shift, share, mean, x, centre, variance, alpha, sigma, score):  # type: ignore[no-untyped-def]
+def _merge_mean(anchor, shift, share, rest, mean, x, centre, variance, alpha, sigma, score):  # type: ignore[no-untyped-def]
     """Fold the tile's mean into the running one; `mean` becomes the tile's mean less the old one.
 
     The anchor moves to the heavier side.
@@ -354,7 +358,7 @@ def _merge_mean(anchor, shift, share, mean, x, centre, variance, alpha, sigma, s
         u = q * _residual(x[j], alpha, np.float64(centre[j]))[0] + (0.0 if score else centre[j])
         delta = (u - anchor[j]) + (mean[j] - shift[j])
         if share > 0.5:
-            shift[j] = mean[j] - (1.0 - share) * delta
+            shift[j] = mean[j] - rest * delta
             anchor[j] = u
         else:
             shift[j] += share * delta
@@ -362,18 +366,18 @@ def _merge_mean(anchor, shift, share, mean, x, centre, variance, alpha, sigma, s
 
 
 @_fused
-def _merge_trace(total, centred, weights, kept, share, delta):  # type: ignore[no-untyped-def]
+def _merge_trace(total, centred, weights, kept, share, rest, delta):  # type: ignore[no-untyped-def]
     if total.shape[0] > 0:
         value = 0.0
         for n in range(kept):
             value += weights[n] * _dot(centred[n], centred[n])
-        total[0] = (1.0 - share) * total[0] + share * value + share * (1.0 - share) * _dot(delta, delta)
+        total[0] = rest * total[0] + share * value + share * rest * _dot(delta, delta)
 
 
 @_fused
-def _merge_diagonal(total, centred, weights, kept, share, delta):  # type: ignore[no-untyped-def]
+def _merge_diagonal(total, centred, weights, kept, share, rest, delta):  # type: ignore[no-untyped-def]
     for j in range(total.shape[0]):
-        total[j] = (1.0 - share) * total[j] + share * (1.0 - share) * delta[j] * delta[j]
+        total[j] = rest * total[j] + share * rest * delta[j] * delta[j]
     if total.shape[0] > 0:
         for n in range(kept):
             for j in range(total.shape[0]):
@@ -381,12 +385,12 @@ def _merge_diagonal(total, centred, weights, kept, share, delta):  # type: ignor
 
 
 @_fused
-def _merge_product(total, probes, centred, weights, kept, share, delta):  # type: ignore[no-untyped-def]
+def _merge_product(total, probes, centred, weights, kept, share, rest, delta):  # type: ignore[no-untyped-def]
     """Fold sum_n w_n c_n (c_n . v) and share (1 - share) delta (delta . v) into the products, probe by probe."""
     for p in range(total.shape[0]):
-        along = share * (1.0 - share) * _dot(delta, probes[p])
+        along = share * rest * _dot(delta, probes[p])
         for j in range(total.shape[1]):
-            total[p, j] = (1.0 - share) * total[p, j] + along * delta[j]
+            total[p, j] = rest * total[p, j] + along * delta[j]
         for n in range(kept):
             along = share * weights[n] * _dot(centred[n], probes[p])
             for j in range(total.shape[1]):
@@ -394,12 +398,12 @@ def _merge_product(total, probes, centred, weights, kept, share, delta):  # type
 
 
 @_fused
-def _merge_dense(total, centred, weights, kept, share, delta):  # type: ignore[no-untyped-def]
+def _merge_dense(total, centred, weights, kept, share, rest, delta):  # type: ignore[no-untyped-def]
     """Fold sum_n w_n c_n c_n^T into the lower triangle, four rows at a time so that each load serves four sums."""
     dim = total.shape[0]
     for i in range(dim):
         for j in range(i + 1):
-            total[i, j] = (1.0 - share) * total[i, j] + share * (1.0 - share) * delta[i] * delta[j]
+            total[i, j] = rest * total[i, j] + share * rest * delta[i] * delta[j]
     for n in range(0, kept - kept % 4 if dim > 0 else 0, 4):
         a, b, c, d = centred[n], centred[n + 1], centred[n + 2], centred[n + 3]
         for i in range(dim):

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral, Number, Real
 from typing import Any
 
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, device, to_numpy
+import numpy as np
+
+from dfmath.backends._compat import (
+    Array,
+    Namespace,
+    accumulation_dtype,
+    array_namespace,
+    device,
+    is_torch_array,
+    to_numpy,
+)
 
 _CHUNK = 2**22  # elements looked at together when searching for a non-finite row
 
@@ -15,29 +28,89 @@ _CHUNK = 2**22  # elements looked at together when searching for a non-finite ro
 def describe(value: Any) -> str:
     """Say what came: type, and shape and dtype where there are any."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if isinstance(value, Number):
+        return f"{kind} {value}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{kind} {value!r}" if isinstance(value, int | float | str) else kind
+    return f"{kind} {value!r}" if isinstance(value, str) else kind
 
 
-def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
-    """Return a finite-dtype real array of the given number of dimensions, or say what is wrong with it."""
+@contextmanager
+def on_behalf_of(name: str) -> Iterator[None]:
+    """Let errors name the caller's argument, or file, before what was wrong inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from None
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+    """Raise unless value is an instance of the class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an instance of {kind.__module__}.{kind.__name__}, got {describe(value)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a real number of Python or NumPy, 0-d NumPy arrays included; truth values are none."""
+    if type(value) is np.ndarray:
+        return value.ndim == 0 and value.dtype.kind in "fiu"
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return a number, or a 0-d real array of any namespace, as a float; infinities and NaN pass."""
+    if not is_number(value):
+        xp = namespace(name, value, "a real number")
+        if value.shape != () or not xp.isdtype(value.dtype, ("real floating", "integral")):
+            raise TypeError(f"{name} must be a real number, got {describe(value)}")
+        has_values(name, value)
+        value = to_numpy(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be representable as a float, got an integer that is not") from None
+
+
+def namespace(name: str, value: Any, expected: str = "an array") -> Namespace:
+    """Return the namespace of a plain, dense array, or say what came instead."""
     try:
         xp = array_namespace(value)
     except TypeError:
-        hint = "; wrap it in numpy.asarray" if isinstance(value, list | tuple) else ""
-        raise TypeError(f"{name} must be an array of shape {shape}, got {describe(value)}{hint}") from None
+        hint = "; wrap it in numpy.asarray" if "array" in expected and isinstance(value, list | tuple) else ""
+        raise TypeError(f"{name} must be {expected}, got {describe(value)}{hint}") from None
+    if isinstance(value, np.ndarray) and type(value) not in (np.ndarray, np.memmap):
+        raise TypeError(
+            f"{name} must be a plain numpy.ndarray, got {describe(value)}, whose mask, units or operators would be lost"
+        )
+    if is_torch_array(value) and str(value.layout) != "torch.strided":
+        raise TypeError(f"{name} must be dense, got {describe(value)} and layout {value.layout}")
+    return xp
+
+
+def has_values(name: str, array: Array) -> None:
+    """Raise for tensors that have a shape and a dtype but no numbers in them."""
+    if is_torch_array(array) and array.is_meta:
+        raise ValueError(f"{name} must hold values, got {describe(array)} on device meta")
+
+
+def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
+    """Return a float32 or float64 array of the given number of dimensions, or say what is wrong with it."""
+    xp = namespace(name, value, f"an array of shape {shape}")
     info = xp.__array_namespace_info__().dtypes(kind="real floating")
     if value.dtype not in (info.get("float32"), info.get("float64")):
         raise TypeError(f"{name} must have dtype float32 or float64, got {describe(value)}")
     if value.ndim != ndim:
-        hint = "; add a leading axis for a single point" if value.ndim == ndim - 1 else ""
+        hint = "; add a leading axis for a single point" if (value.ndim, ndim) == (1, 2) else ""
         raise ValueError(f"{name} must have shape {shape}, got {describe(value)}{hint}")
     return value
 
 
-def finite_rows(name: str, array: Array) -> None:
-    """Raise a ValueError that names the first row with a NaN or an infinity."""
+def finite_rows(name: str, array: Array, unit: str = "row") -> None:
+    """Raise a ValueError that names the first row (or component) with a NaN or an infinity."""
+    has_values(name, array)
     xp = array_namespace(array)
     step = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
     for start in range(0, array.shape[0], step):
@@ -45,18 +118,25 @@ def finite_rows(name: str, array: Array) -> None:
         if not bool(xp.all(part)):
             rows = xp.all(xp.reshape(part, (part.shape[0], -1)), axis=1)
             row = start + int(xp.argmin(xp.astype(rows, xp.int32)))
-            raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+            raise ValueError(f"{name} must be finite, got NaN or infinity in {unit} {row}")
+
+
+def points(name: str, value: Any, shape: str = "(N, d)") -> Array:
+    """Validate data points or means: at least one, of at least one dimension, all finite."""
+    real_array(name, value, shape, 2)
+    if 0 in value.shape:
+        raise ValueError(f"{name} must hold at least one point of at least one dimension, got {describe(value)}")
+    finite_rows(name, value)
+    return value
 
 
 def same_home(**arrays: Any) -> None:
-    """Raise unless all arrays share one namespace and one device."""
-    (first_name, first), *rest = [(name, a) for name, a in arrays.items() if hasattr(a, "shape")]
+    """Raise unless all arrays share one namespace and one device; numbers live everywhere."""
+    (first_name, first), *rest = [(n, a) for n, a in arrays.items() if hasattr(a, "shape") and not is_number(a)]
     for name, other in rest:
-        if array_namespace(other) is not array_namespace(first):
-            raise TypeError(
-                f"{name} must be in the array namespace of {first_name} "
-                f"({array_namespace(first).__name__}), got {describe(other)}"
-            )
+        if namespace(name, other) is not array_namespace(first):
+            library = array_namespace(first).__name__.removeprefix("array_api_compat.")
+            raise TypeError(f"{name} must be in the array namespace of {first_name} ({library}), got {describe(other)}")
         if device(other) != device(first):
             raise ValueError(f"{name} must be on the device of {first_name} ({device(first)}), got {device(other)}")
 
@@ -73,22 +153,36 @@ def batch(name: str, x: Any, dim: int, rows: int | None, home: Array) -> Array:
     return x
 
 
-def noise_array(name: str, value: Any, home: Array, *, zero_allowed: bool) -> Array:
+def vectors(name: str, v: Any, shape: tuple[int, ...], home: Array, columns: bool = False) -> Array:
+    """Validate what a batch of matrices is to be multiplied with: (B, d), or (B, d, k) for `columns`."""
+    b, d = shape[:2]
+    expected = f"({b}, {d}, k)" if columns else f"({b}, {d})"
+    real_array(name, v, expected, 3 if columns else 2)
+    same_home(**{"the operator": home, name: v})
+    if tuple(v.shape[:2]) != (b, d):
+        raise ValueError(f"{name} must have shape {expected}, got {describe(v)}")
+    finite_rows(name, v)
+    return v
+
+
+def noise_array(name: str, value: Any, home: Array, *, zero_allowed: bool, owner: str = "prior") -> Array:
     """Return a noise coefficient as a (1,) or (B,) array in the accumulation dtype."""
     xp = array_namespace(home)
     dtype = accumulation_dtype(xp, home)
-    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
-        raise TypeError(f"{name} must be a number or an array of shape (B,), got {describe(value)}")
-    if hasattr(value, "dtype") and value.ndim > 0:
-        real_array(name, value, "(B,)", 1)
-        same_home(prior=home, **{name: value})
-        array = xp.astype(value, dtype, copy=False)
-    elif hasattr(value, "dtype") and getattr(value, "requires_grad", False):
-        array = xp.astype(xp.reshape(value, (1,)), dtype, copy=False)
+    if is_number(value):
+        array = xp.asarray([real_number(name, value)], dtype=dtype, device=device(home))
     else:
-        array = xp.asarray([float(value)], dtype=dtype, device=device(home))
+        namespace(name, value, "a number or an array of shape (B,)")
+        real_array(name, value, "(B,)", min(value.ndim, 1))
+        same_home(**{owner: home, name: value})
+        array = xp.astype(xp.reshape(value, (-1,)), dtype, copy=False)
     _check_noise_range(name, array, zero_allowed)
     return array
+
+
+def noise_number(name: str, value: Any, home: Array) -> float:
+    """Return one positive noise coefficient for all queries."""
+    return float(noise_array(name, real_number(name, value), home, zero_allowed=False)[0])
 
 
 def _check_noise_range(name: str, array: Array, zero_allowed: bool) -> None:
@@ -102,37 +196,55 @@ def _check_noise_range(name: str, array: Array, zero_allowed: bool) -> None:
         raise ValueError(f"{name} must be {floor}, finite and its square representable, got {values[row]:g}{where}")
 
 
+def fraction(name: str, value: Any, least: float = 0.0) -> float:
+    """Return a number in [least, 1), such as a tolerance."""
+    number = real_number(name, value)
+    if not least <= number < 1:
+        raise ValueError(f"{name} must be in [{least:.1g}, 1), got {number:g}")
+    return number
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Return a positive int, or say what came instead."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {describe(value)}")
-    return value
+    return int(value)
 
 
 def random_seed(seed: Any) -> int:
     """Return a seed, or say that one is required."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {describe(seed)}")
-    return seed
+    return int(seed)
+
+
+def index(name: str, value: Any, count: int) -> int:
+    """Return an index into `count` things, counted from 0."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < count:
+        raise ValueError(f"{name} must be an index from 0 and below {count}, got {describe(value)}")
+    return int(value)
 
 
 def one_of(name: str, value: Any, options: tuple[str, ...]) -> str:
     """Return the value if it is one of the options; otherwise list them and suggest the nearest."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be one of {', '.join(options)}, got {describe(value)}")
     if value in options:
-        return str(value)
-    near = get_close_matches(str(value), options, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+        return value
+    known = {option.lower(): option for option in options}
+    near = get_close_matches(value.lower(), known, n=1, cutoff=0.3)
+    hint = f"; did you mean {known[near[0]]!r}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}{hint}")
 
 
-def fits_in_memory(what: str, *shape: int, itemsize: int = 8) -> None:
+def fits_in_memory(what: str, *shape: int, instead: str = "", itemsize: int = 8) -> None:
     """Refuse a result that is larger than the memory of this machine."""
     needed, have = math.prod(shape) * itemsize, _physical_memory()
     if needed > have:
         size = " x ".join(str(n) for n in shape)
+        hint = f"; {instead}" if instead else ""
         raise ValueError(
-            f"{what} would be {size} numbers, {needed / 2**30:.1f} GiB, more than the {have / 2**30:.1f} GiB here; "
-            "use matvec, diagonal or trace instead"
+            f"{what} would be {size} numbers, {needed / 2**30:.1f} GiB, more than the {have / 2**30:.1f} GiB here{hint}"
         )
 
 

@@ -121,7 +121,7 @@ def local_loss_trace(loss: Array, sigma: float | Array, dim: int) -> Array:
         If shapes, dtypes, namespaces, devices or values do not fit.
     """
     _checks.real_array("loss", loss, "(B,)", 1)
-    _checks.positive_integer("dim", dim)
+    dim = _checks.positive_integer("dim", dim)
     _checks.finite_rows("loss", loss)
     level = _noise("sigma", sigma, loss.shape[0], {"loss": loss})
     xp = array_namespace(loss)
@@ -162,7 +162,7 @@ def hutchinson_trace(
     TypeError, ValueError
         If an argument does not fit, or `matvec` returns another shape than it was given.
     """
-    _enough("probes", probes, 2, "a standard error")
+    probes = _enough("probes", probes, 2, "a standard error")
     _checks.one_of("distribution", distribution, DISTRIBUTIONS)
     apply = _product(matvec, like)
     blocks = _blocks(like, probes, _checks.random_seed(seed), _HUTCHINSON, distribution)
@@ -207,9 +207,9 @@ def hutchpp_trace(
     TypeError, ValueError
         If an argument does not fit, or `matvec_block` returns another shape than it was given.
     """
-    _enough("probes", probes, 4, "one for the sketch, one for the range, two for the rest and its standard error")
+    needs = "one for the sketch, one for the range, two for the rest and its standard error"
+    probes, seed = _enough("probes", probes, 4, needs), _checks.random_seed(seed)
     apply, shift = _product(matvec_block, like), _shift(shift, like)
-    _checks.random_seed(seed)
     if probes >= like.shape[1]:
         return _exact(apply, like)
     rank = probes // 3
@@ -279,8 +279,8 @@ class EndpointFisher(SymmetricOperator):
         self.endpoint, self.mean = endpoint, mean
         self._u, self._sum = xh - m, xh + m
         if (variant == "calibrated") != (posterior_trace is not None):
-            need = "be given for" if variant == "calibrated" else "not be given for"
-            raise ValueError(f"posterior_trace must {need} variant {variant!r}")
+            need, came = ("be given", "none") if variant == "calibrated" else ("not be given", "one")
+            raise ValueError(f"posterior_trace must {need} for variant {variant!r}, got {came}")
         self.posterior_trace = _posterior_trace(posterior_trace, rows, {"mean": mean})
 
     def forms(self, want: Want, probes: Array | None = None) -> Second:
@@ -484,6 +484,7 @@ def _product(matvec: Matrices, like: Array) -> Callable[[Array], Array]:
     if isinstance(matvec, SymmetricOperator):
         if matvec.shape[:2] != shape:
             raise ValueError(f"matvec must have shape {(*shape, shape[1])} to match like, got {matvec.shape}")
+        _checks.same_home(matvec=matvec.home, like=like)
         return lambda block: matvec @ block
     if not callable(matvec):
         raise TypeError(f"matvec must be a SymmetricOperator or a function, got {_checks.describe(matvec)}")
@@ -575,10 +576,8 @@ def _row(level: Array, i: int) -> Array:
 
 def _noise(name: str, value: Any, rows: int, home: dict[str, Array]) -> Array:
     """Validate alpha or sigma: (1,) or (B,) in the accumulation dtype."""
-    (place,) = home.values()
-    if getattr(value, "ndim", 0) > 0:
-        _checks.same_home(**home, **{name: value})
-    level = _checks.noise_array(name, value, place, zero_allowed=False)
+    ((owner, place),) = home.items()
+    level = _checks.noise_array(name, value, place, zero_allowed=False, owner=owner)
     if level.shape[0] not in (1, rows):
         raise ValueError(f"{name} must be a number or have shape ({rows},), got {_checks.describe(value)}")
     return level
@@ -663,21 +662,25 @@ def _check_basis(basis: Any, eigenvalues: Array) -> None:
 
 
 def _batch_size(batch: int | None, *per_row: Any) -> int:
-    """Return B from an explicit number, or else from the longest of the arguments."""
+    """Return B from an explicit number, or else from the longest of the arguments that have a length, or else 1."""
     if batch is not None:
         return _checks.positive_integer("batch", batch)
-    return max(int(a.shape[0]) if getattr(a, "ndim", 0) == 1 else 1 for a in per_row)
+    return max((int(a.shape[0]) for a in per_row if getattr(a, "ndim", 0) == 1), default=1)
 
 
 def _shift(value: Any, like: Array) -> Array | float:
     """Validate a multiple of the identity: a finite float, or (B, 1, 1) in the accumulation dtype."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"shift must be finite, got {value!r}")
-        return float(value)
+    if _checks.is_number(value):
+        shift = _checks.real_number("shift", value)
+        if not math.isfinite(shift):
+            raise ValueError(f"shift must be finite, got {shift:g}")
+        return shift
+    _checks.namespace("shift", value, f"a number or an array of shape ({like.shape[0]},)")
     return _per_row("shift", value, like.shape[0], {"like": like})[:, None, None]
 
 
-def _enough(name: str, value: Any, least: int, purpose: str) -> None:
-    if _checks.positive_integer(name, value) < least:
-        raise ValueError(f"{name} must be at least {least} ({purpose}), got {value}")
+def _enough(name: str, value: Any, least: int, purpose: str) -> int:
+    number = _checks.positive_integer(name, value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least} ({purpose}), got {number}")
+    return number

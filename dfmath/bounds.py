@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from dfmath._checks import describe, one_of, positive_integer, real_array
+from dfmath._checks import (
+    has_values,
+    is_number,
+    namespace,
+    one_of,
+    positive_integer,
+    real_array,
+    real_number,
+    same_home,
+)
 from dfmath.backends._compat import Array, array_namespace, to_numpy
 
 __all__ = [
@@ -59,8 +68,7 @@ def trace_matching_error(d1: Number, d2: Number, mean_norm: Number, alpha: Numbe
     TypeError, ValueError
         If an argument is not a number, is negative, or for alpha and sigma is zero.
     """
-    _check(d1=d1, d2=d2, mean_norm=mean_norm)
-    _check(positive=True, alpha=alpha, sigma=sigma)
+    _check(d1=d1, d2=d2, mean_norm=mean_norm, alpha=alpha, sigma=sigma, positive=("alpha", "sigma"))
     ratio = alpha / sigma
     second_moment = ratio * ratio * positive_integer("dim", dim) * d1
     return (second_moment + (2.0 * ratio * mean_norm + d2) * d2) * _inverse_square(sigma)
@@ -90,8 +98,7 @@ def local_loss_error(d1: Number, d2: Number, sigma: Number, dim: int) -> Number:
     TypeError, ValueError
         If an argument is not a number, is negative, or for sigma is zero.
     """
-    _check(d1=d1, d2=d2)
-    _check(positive=True, sigma=sigma)
+    _check(d1=d1, d2=d2, sigma=sigma, positive=("sigma",))
     return (positive_integer("dim", dim) * d1 + d2 * d2) * _inverse_square(sigma)
 
 
@@ -123,8 +130,7 @@ def endpoint_error(radius: Number, d2: Number, alpha: Number, sigma: Number) -> 
     TypeError, ValueError
         If an argument is not a number, is negative, or for alpha and sigma is zero.
     """
-    _check(radius=radius, d2=d2)
-    _check(positive=True, alpha=alpha, sigma=sigma)
+    _check(radius=radius, d2=d2, alpha=alpha, sigma=sigma, positive=("alpha", "sigma"))
     inner = alpha / sigma * radius
     outer = inner + d2
     return (inner * inner * inner * inner + outer * outer * outer * outer) ** 0.5 * _inverse_square(sigma)
@@ -217,12 +223,15 @@ def omitted_mass(upper_logits: Array, best_kept: Number) -> Array:
     Raises
     ------
     TypeError
-        If upper_logits is not a float32 or float64 array.
+        If upper_logits is not a float32 or float64 array, or best_kept neither that nor a number.
     ValueError
-        If it has no axis of components.
+        If upper_logits has no axis of components, or best_kept is infinite or of another shape.
     """
     real_array("upper_logits", upper_logits, "(..., n)", max(1, getattr(upper_logits, "ndim", 1)))
+    if np.isinf(_numbers("best_kept", best_kept)).any():
+        raise ValueError("best_kept must be finite, got an infinity")
     xp = array_namespace(upper_logits)
+    _check_together({"upper_logits[..., 0]": xp.sum(upper_logits, axis=-1), "best_kept": best_kept})
     if upper_logits.shape[-1] == 0:
         return xp.sum(upper_logits, axis=-1)
     top = xp.max(upper_logits, axis=-1, keepdims=True)
@@ -280,8 +289,7 @@ def fisher_spectrum(diameter: Number, alpha: Number, sigma: Number) -> tuple[Num
     TypeError, ValueError
         If an argument is not a number, is negative, or for alpha and sigma is zero.
     """
-    _check(diameter=diameter)
-    _check(positive=True, alpha=alpha, sigma=sigma)
+    _check(diameter=diameter, alpha=alpha, sigma=sigma, positive=("alpha", "sigma"))
     half = 0.5 * alpha / sigma * diameter
     upper = _inverse_square(sigma)
     return (1.0 - half * half) * upper, upper
@@ -332,18 +340,40 @@ def fisher_rank(components: int, dim: int) -> int:
     return min(positive_integer("dim", dim), positive_integer("components", components) - 1)
 
 
-def _check(*, positive: bool = False, **values: Any) -> None:
-    """Raise unless all are numbers or arrays, and none is negative (or zero)."""
+def _check(positive: tuple[str, ...] = (), **values: Any) -> None:
+    """Raise unless all are numbers or arrays that go together, and none is negative (or, if `positive`, zero)."""
     for name, value in values.items():
-        if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
-            raise TypeError(f"{name} must be a number or an array, got {describe(value)}")
-        numbers = np.ravel(to_numpy(value) if hasattr(value, "dtype") else value)
-        bad = numbers <= 0 if positive else numbers < 0
+        numbers = np.ravel(_numbers(name, value))
+        bad = numbers <= 0 if name in positive else numbers < 0
         if bad.any():
             row = int(bad.argmax())
             where = f" in row {row}" if numbers.size > 1 else ""
-            sign = "positive" if positive else "zero or positive"
+            sign = "positive" if name in positive else "zero or positive"
             raise ValueError(f"{name} must be {sign}, got {numbers[row]:g}{where}")
+    _check_together(values)
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """Return a number or an array of floats on the host, or say what came instead."""
+    if is_number(value):
+        return real_number(name, value)
+    namespace(name, value, "a number or an array")
+    real_array(name, value, "(...)", value.ndim)
+    has_values(name, value)
+    return to_numpy(value)
+
+
+def _check_together(values: dict[str, Any]) -> None:
+    """Raise unless the arrays among the values share a home and broadcast."""
+    arrays = {name: value for name, value in values.items() if not is_number(value)}
+    if arrays:
+        same_home(**arrays)
+    shapes = [tuple(a.shape) for a in arrays.values()]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        got = ", ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{', '.join(arrays)} must have shapes that broadcast together, got {got}") from None
 
 
 def _inverse_square(sigma: Number) -> Number:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
-from dfmath._checks import describe
+from dfmath._checks import describe, on_behalf_of
+from dfmath._checks import points as check_points
+
+_UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, zlib.error)
 
 
 def digits() -> np.ndarray:
@@ -22,6 +28,8 @@ def digits() -> np.ndarray:
 def load_points(path: str | Path) -> np.ndarray:
     """Read data points (N, d) from a ``.npy`` file, or the array ``points`` of an ``.npz``; pickles are refused."""
     points: np.ndarray = load_arrays(path, required=("points",))["points"]
+    with on_behalf_of(f"file {str(path)!r}"):
+        check_points("points", points)
     return points
 
 
@@ -30,18 +38,15 @@ def load_arrays(path: str | Path, required: tuple[str, ...], optional: Iterable[
 
     Raises
     ------
-    ValueError
-        If the file does not exist, is neither format, holds pickled objects, or lacks a required array.
+    TypeError, ValueError
+        If the file does not exist, is neither format, is damaged, holds pickled objects or other than floats, or lacks
+        a required array.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"file {str(path)!r} does not exist")
+    path = _existing(path)
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        pickled = "pickle" in str(error).lower() and path.suffix in (".npy", ".npz")
-        reason = "pickled objects are refused" if pickled else "not a NumPy array file"
-        raise ValueError(f"file {str(path)!r} must be a .npy or .npz of numbers: {reason}") from None
+        loaded = _load(path)
+    except _UNREADABLE as error:
+        raise _unreadable(f"file {str(path)!r}", error) from None
     if isinstance(loaded, np.ndarray):
         return {required[0]: _plain(loaded, str(path))} if len(required) == 1 else _missing(path, required[1])
     with loaded:
@@ -52,13 +57,47 @@ def load_arrays(path: str | Path, required: tuple[str, ...], optional: Iterable[
         return {name: _read(loaded, name, path) for name in wanted}
 
 
+def _existing(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be the name of a .npy or .npz file, got {describe(path)}")
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"path must name a .npy or .npz file, got {str(path)!r}, which {what}")
+    return path
+
+
+def _load(path: Path) -> Any:
+    """Open the file by what it begins with, not by its name."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x80"):
+        raise ValueError("pickled object")
+    if not start.startswith((b"\x93NUMPY", b"PK")):
+        raise ValueError("another kind of file")
+    if start.startswith(b"PK") and not is_zipfile(path):
+        raise BadZipFile
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _unreadable(what: str, error: Exception) -> ValueError:
+    """Say why NumPy could not read it; its own words are about pickle whatever the reason is."""
+    if "object" in str(error).lower():
+        reason = "pickled objects are refused"
+    elif "another kind" in str(error):
+        reason = "got another kind of file"
+    else:
+        reason = "got one that is damaged, cut short or not readable"
+    return ValueError(f"{what} must hold numbers in NumPy's formats, .npy or .npz: {reason}")
+
+
 def _read(archive: Any, name: str, path: Path) -> Any:
     try:
         array = archive[name]
-    except ValueError:
-        raise ValueError(
-            f"array {name!r} in file {str(path)!r} must hold numbers: pickled objects are refused"
-        ) from None
+    except _UNREADABLE as error:
+        raise _unreadable(f"array {name!r} in file {str(path)!r}", error) from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"array {name!r} in file {str(path)!r} must be a NumPy array, got {describe(array)}")
     if name == "covariances" and array.ndim == 0 and array.dtype.kind == "f":
         return float(array)
     return _plain(array, f"{path}:{name}")
@@ -75,4 +114,4 @@ def _plain(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _missing(path: Path, name: str) -> Any:
-    raise ValueError(f"file {str(path)!r} must hold an array named {name!r}")
+    raise ValueError(f"file {str(path)!r} must hold an array named {name!r}, got none of that name")

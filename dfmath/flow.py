@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from dfmath import _checks
 from dfmath.backends import Moments, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
-
-if TYPE_CHECKING:
-    from dfmath.schedules import Schedule
+from dfmath.schedules import Schedule
 
 _UNDERFLOW = 1e-290
 
@@ -98,7 +96,7 @@ def probability_flow(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a noise level is not positive and finite, a tolerance is out of range, or x does not fit the prior.
 
     Examples
@@ -109,13 +107,14 @@ def probability_flow(
     >>> bool(np.isclose(flow.x[0, 0], 2.0 * np.sqrt(1.25 / 2.0)))
     True
     """
-    home = prior.components.centres[0, ...]
-    _checks.batch("x", x, prior.dim, None, home)
-    _check_tolerances(rtol, atol, x)
+    check_prior_and_schedule(prior, schedule)
+    _checks.batch("x", x, prior.dim, None, prior.components.centres[0, ...])
+    rtol, atol = check_tolerances(rtol, atol, x)
     if native and schedule is None:
-        raise ValueError("native integration needs a schedule")
+        raise ValueError("native integration needs a schedule, got schedule=None")
     if jacobian:
-        _checks.fits_in_memory("the Jacobians and their stages", 14, x.shape[0], prior.dim, prior.dim)
+        stages = (14, x.shape[0], prior.dim, prior.dim)
+        _checks.fits_in_memory("the Jacobians and their stages", *stages, instead="carry fewer points at a time")
     field: _Field = _Native(prior, schedule) if native and schedule else _Canonical(prior, schedule)
     a, b = field.clock("start", start), field.clock("end", end)
     solution, layout = _solve(field, x, a, b, jacobian, log_density, rtol, atol)
@@ -142,6 +141,7 @@ def log_likelihood(
     prior, x, start, end, schedule, rtol, atol
         As for `probability_flow`; `start` is the low noise level that x lives at, `end` the high one.
     """
+    end = _checks.real_number("end", end)
     flow = probability_flow(prior, x, start, end, schedule, log_density=True, rtol=rtol, atol=atol)
     alpha, sigma = (1.0, end) if schedule is None else schedule(end)
     terminal = prior.diffuse(alpha, sigma).log_density(flow.x)
@@ -208,8 +208,7 @@ class _Canonical:
         self.prior, self.schedule = prior, schedule
 
     def clock(self, name: str, value: Any) -> float:
-        rho = value if self.schedule is None else self.schedule.rho(value)
-        return math.log(_positive_rho(name, rho))
+        return math.log(_rho(name, value, self.prior, self.schedule))
 
     def noise(self, t: Array) -> tuple[Array, Array]:
         xp = array_namespace(t)
@@ -230,7 +229,7 @@ class _Native:
         self.prior, self.schedule = prior, schedule
 
     def clock(self, name: str, value: Any) -> float:
-        _positive_rho(name, self.schedule.rho(value))
+        _rho(name, value, self.prior, self.schedule)
         return float(value)
 
     def noise(self, t: Array) -> tuple[Array, Array]:
@@ -314,16 +313,27 @@ def _result(field: _Field, x: Array, a: float, b: float, solution: Solution, lay
     )
 
 
-def _positive_rho(name: str, rho: Any) -> float:
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho < math.inf:
-        raise ValueError(f"{name} must be a noise-to-signal ratio, positive and finite, got {_checks.describe(rho)}")
-    return float(rho)
+def _rho(name: str, value: Any, prior: Prior, schedule: Schedule | None) -> float:
+    """Return the noise-to-signal ratio that the caller means by a ratio, or by a time of the schedule."""
+    rho, what = _checks.real_number(name, value), name
+    if schedule is not None:
+        with _checks.on_behalf_of(name):
+            rho, what = schedule.rho(rho), f"rho({name})"
+    return _checks.noise_number(what, rho, prior.components.centres)
 
 
-def _check_tolerances(rtol: Any, atol: Any, x: Array) -> None:
-    xp = array_namespace(x)
-    floor = 10 * float(xp.finfo(accumulation_dtype(xp, x)).eps)
-    if not isinstance(rtol, int | float) or not floor <= rtol < 1:
-        raise ValueError(f"rtol must be in [{floor:.1g}, 1), got {_checks.describe(rtol)}")
-    if not isinstance(atol, int | float) or not 0 <= atol < math.inf:
-        raise ValueError(f"atol must be zero or positive, got {_checks.describe(atol)}")
+def check_prior_and_schedule(prior: Any, schedule: Any) -> None:
+    """Raise unless these are a prior, not a marginal or its data, and a schedule, not its name."""
+    _checks.instance("prior", prior, Prior)
+    if schedule is not None:
+        _checks.instance("schedule", schedule, Schedule)
+
+
+def check_tolerances(rtol: Any, atol: Any, like: Array) -> tuple[float, float]:
+    """Return rtol and atol as floats; below 10 eps of the accumulation dtype no step would be accepted."""
+    xp = array_namespace(like)
+    floor = 10 * float(xp.finfo(accumulation_dtype(xp, like)).eps)
+    rtol, atol = _checks.fraction("rtol", rtol, floor), _checks.real_number("atol", atol)
+    if not 0 <= atol < math.inf:
+        raise ValueError(f"atol must be zero or positive, and finite, got {atol:g}")
+    return rtol, atol

@@ -40,7 +40,7 @@ class Marginal:
     ) -> None:
         self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)
         self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=components.variance_range()[0] > 0)
-        self.tolerance = _check_tolerance(tolerance)
+        self.tolerance = _UNDERFLOW if tolerance is None else _checks.fraction("tolerance", tolerance)
         self.components, self.home = components, home
         sizes = {self.alpha.shape[0], self.sigma.shape[0]} - {1}
         if len(sizes) > 1:
@@ -77,7 +77,7 @@ class Marginal:
 
         def product(x: Array, v: Array) -> Array:
             covariance = self.fisher_at(x, x.dtype).posterior_covariance()
-            return (self.alpha / self.sigma**2)[:, None] * covariance.matvec(v)
+            return (self.alpha / self.sigma**2)[:, None] * covariance.forms("product", v[:, :, None]).product[:, :, 0]
 
         return self._evaluate(x, lambda x: self.moments(x, ("mean",)).mean, product, product)
 
@@ -89,6 +89,7 @@ class Marginal:
         """Draw x from q, (n, d); with one noise level per query, n must be their number."""
         from dfmath.priors import Prior
 
+        n, seed = _checks.positive_integer("n", n), _checks.random_seed(seed)
         if self.rows is not None and n != self.rows:
             raise ValueError(f"n must be {self.rows}, the number of noise levels, got {n}")
         xp, dtype = array_namespace(self.home), self.alpha.dtype
@@ -100,9 +101,9 @@ class Marginal:
     def sample_posterior(self, x: Array, n: int, seed: int) -> Array:
         """Draw n samples of x0 given each x, (B, n, d): a component by its posterior weight, then N(m_k, P_k)."""
         xp, rng = array_namespace(self.home), np.random.default_rng(_checks.random_seed(seed))
-        _checks.positive_integer("n", n)
-        queries, count = self.door(x), x.shape[0]
-        _checks.fits_in_memory("the posterior samples", count, n, self.dim)
+        n, queries = _checks.positive_integer("n", n), self.door(x)
+        count = x.shape[0]
+        _checks.fits_in_memory("the posterior samples", count, n, self.dim, instead="draw fewer with smaller n")
         uniforms = from_numpy(rng.random((count, n)), self.home, queries.dtype)
         total = self.moments(queries)
         index = posterior_indices(queries, self.components, self.alpha, self.sigma, total, uniforms)
@@ -111,7 +112,7 @@ class Marginal:
         step = max(1, _CHUNK // self.dim ** (2 if isinstance(self.components, Full) else 1))
         parts = [
             self._draw_pairs(queries, owner[i : min(i + step, count * n)], index[i : min(i + step, count * n)], rng)
-            for i in range(0, count * n, step)
+            for i in range(0, max(1, count * n), step)
         ]
         return xp.astype(xp.reshape(xp.concat(parts, axis=0), (count, n, self.dim)), x.dtype)
 
@@ -160,7 +161,7 @@ class Marginal:
 
     def _derivable_score(self, x: Array) -> Array:
         def product(x: Array, v: Array) -> Array:
-            return -self.fisher_at(x, x.dtype).matvec(v)
+            return -self.fisher_at(x, x.dtype).forms("product", v[:, :, None]).product[:, :, 0]
 
         return self._with_derivative(x, lambda x: self.moments(x, ("mean",), "score").mean, product, product)
 
@@ -183,11 +184,3 @@ class Marginal:
     @staticmethod
     def _cast(result: Array, like: Array) -> Array:
         return array_namespace(like).astype(result, like.dtype, copy=False)
-
-
-def _check_tolerance(tolerance: float | None) -> float:
-    if tolerance is None:
-        return _UNDERFLOW
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be a posterior mass in [0, 1), got {_checks.describe(tolerance)}")
-    return float(tolerance)

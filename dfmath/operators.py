@@ -32,19 +32,24 @@ class SymmetricOperator(ABC):
         return self._shape
 
     @property
+    def home(self) -> Array:
+        """An array of the namespace and the device that the matrices live on."""
+        return self._home
+
+    @property
     def dtype(self) -> Any:
         """Dtype of the results."""
         return self._dtype
 
     def matvec(self, v: Array) -> Array:
         """Return M_b v_b for v (B, d): (B, d)."""
-        _checks.real_array("v", v, f"({self.shape[0]}, {self.shape[1]})", 2)
-        return self._product(v, v[:, :, None])[:, :, 0]
+        _checks.vectors("v", v, self.shape, self._home)
+        return self._product(v[:, :, None])[:, :, 0]
 
     def __matmul__(self, matrices: Array) -> Array:
         """Return M_b V_b for V (B, d, k): (B, d, k)."""
-        _checks.real_array("V", matrices, f"({self.shape[0]}, {self.shape[1]}, k)", 3)
-        return self._product(matrices, matrices)
+        _checks.vectors("V", matrices, self.shape, self._home, columns=True)
+        return self._product(matrices)
 
     def trace(self) -> Array:
         """Return tr M_b, (B,)."""
@@ -83,14 +88,14 @@ class SymmetricOperator(ABC):
             message names the row.
         """
         xp = array_namespace(self._home)
-        right = self._door("v", v, v[:, :, None] if getattr(v, "ndim", 0) == 2 else v)
+        _checks.vectors("v", v, self.shape, self._home)
         values, vectors = xp.linalg.eigh(self._dense())
         size = xp.abs(values)
         singular = xp.min(size, axis=1) <= self.shape[1] * xp.finfo(values.dtype).eps * xp.max(size, axis=1)
         if bool(xp.any(singular)):
             row = int(xp.argmax(xp.astype(singular, xp.int32)))
             raise ValueError(f"solve needs matrices that are not singular, got a singular one in row {row}")
-        rotated = xp.matmul(xp.matrix_transpose(vectors), right)
+        rotated = xp.matmul(xp.matrix_transpose(vectors), self._widen(v[:, :, None]))
         return self._out(xp.matmul(vectors, rotated / values[:, :, None])[:, :, 0])
 
     def to_scipy(self, i: int) -> Any:
@@ -99,9 +104,7 @@ class SymmetricOperator(ABC):
 
         from dfmath.backends._compat import from_numpy
 
-        if not isinstance(i, int) or not 0 <= i < self.shape[0]:
-            raise ValueError(f"i must be an index below {self.shape[0]}, got {_checks.describe(i)}")
-        one = self.row(i)
+        one = self.row(_checks.index("i", i, self.shape[0]))
 
         def matmat(columns: Any) -> Any:
             probes = from_numpy(columns[None, ...], self._home)
@@ -116,19 +119,14 @@ class SymmetricOperator(ABC):
     def row(self, i: int) -> SymmetricOperator:
         """Return the operator of query i alone."""
 
-    def _product(self, given: Array, probes: Array) -> Array:
-        return self._out(self.forms("product", self._door("v", given, probes)).product)
+    def _product(self, probes: Array) -> Array:
+        return self._out(self.forms("product", self._widen(probes)).product)
 
-    def _door(self, name: str, given: Array, probes: Array) -> Array:
-        b, d, _ = self.shape
-        _checks.real_array(name, given, f"({b}, {d})", given.ndim)
-        _checks.same_home(x=self._home, **{name: given})
-        if tuple(given.shape[:2]) != (b, d):
-            raise ValueError(f"{name} must have shape ({b}, {d}, ...), got {_checks.describe(given)}")
-        return array_namespace(given).astype(probes, self._home.dtype, copy=False)
+    def _widen(self, values: Array) -> Array:
+        return array_namespace(values).astype(values, self._home.dtype, copy=False)
 
     def _dense(self) -> Array:
-        _checks.fits_in_memory("the dense matrices", *self.shape)
+        _checks.fits_in_memory("the dense matrices", *self.shape, instead="use matvec, diagonal or trace instead")
         return self.forms("dense").dense
 
     def _out(self, value: Array | None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from dfmath._checks import describe, one_of, same_home
+from dfmath._checks import describe, has_values, is_number, namespace, one_of, real_number, same_home
 from dfmath.backends._compat import Array, Namespace, array_namespace
 
 __all__ = ["Prediction", "convert"]
@@ -107,12 +107,13 @@ def _spread(xp: Namespace, level: Array, x: Array) -> Array:
 def _check_arrays(value: Array, x: Array, **levels: Array) -> Namespace:
     """Return the one namespace of all arrays, or say what does not fit."""
     for name, array in {"x": x, "value": value}.items():
-        if not hasattr(array, "dtype"):
-            raise TypeError(f"{name} must be an array, got {describe(array)}")
-    same_home(x=x, value=value, **levels)
+        namespace(name, array)
     xp = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(f"x must be real floating, got {describe(x)}")
+    if x.ndim == 0:
+        raise ValueError(f"x must have shape (B, ...), got {describe(x)}")
+    same_home(x=x, value=value, **levels)
     if value.dtype != x.dtype:
         raise TypeError(f"value must have the dtype of x, {x.dtype}, got {describe(value)}")
     if value.shape != x.shape:
@@ -122,19 +123,19 @@ def _check_arrays(value: Array, x: Array, **levels: Array) -> Namespace:
 
 def _level(name: str, level: Array, x: Array) -> Array:
     """Return alpha or sigma as a float or as an array () or (B,), once it is known to be a level."""
-    if isinstance(level, int | float):
-        level = float(level)
-        good = math.isfinite(level) and level >= 0.0
-    else:
-        _check_level_array(name, level, x)
-        good = (level >= 0.0) & (level < math.inf)
-    _require(good, f"{name} must be finite and not negative")
+    expected = f"{name} must be finite and not negative"
+    if is_number(level):
+        number = real_number(name, level)
+        _require(0.0 <= number < math.inf, f"{expected}, got {number:g}")
+        return number
+    _check_level_array(name, level, x)
+    _require((level >= 0.0) & (level < math.inf), expected, level)
     return level
 
 
 def _check_level_array(name: str, level: Array, x: Array) -> None:
-    if not hasattr(level, "dtype"):
-        raise TypeError(f"{name} must be a number or an array, got {describe(level)}")
+    namespace(name, level, "a number or an array")
+    has_values(name, level)
     if not array_namespace(x).isdtype(level.dtype, "real floating"):
         raise TypeError(f"{name} must be real floating, got {describe(level)}")
     if tuple(level.shape) not in {(), tuple(x.shape[:1])}:
@@ -156,12 +157,14 @@ def _check_possible(alpha: Array, sigma: Array, source: str, target: str) -> Non
         _require(alpha + sigma != 0.0, f"{what} alpha = sigma = 0")
 
 
-def _require(good: Array, message: str) -> None:
-    """Raise ValueError unless all of good is true; of an array, name the first entry that is not."""
+def _require(good: Array, message: str, given: Array | None = None) -> None:
+    """Raise ValueError unless all of good is true; of an array, name the first entry that is not, and say what came."""
     if isinstance(good, bool) or not good.shape:
         if not bool(good):
-            raise ValueError(message)
+            raise ValueError(message if given is None else f"{message}, got {float(given):g}")
         return
     xp = array_namespace(good)
     if not bool(xp.all(good)):
-        raise ValueError(f"{message}: index {int(xp.argmin(xp.astype(good, xp.int32)))}")
+        i = int(xp.argmin(xp.astype(good, xp.int32)))
+        came = "" if given is None else f", got {float(given[i]):g}"
+        raise ValueError(f"{message}{came}: index {i}")

@@ -72,8 +72,8 @@ class Prior:
         Array
             (n, d).
         """
-        rng = np.random.default_rng(_checks.random_seed(seed))
-        _checks.positive_integer("n", n)
+        rng, n = np.random.default_rng(_checks.random_seed(seed)), _checks.positive_integer("n", n)
+        _checks.fits_in_memory("the samples", n, self.dim, instead="draw fewer with smaller n")
         cumulative = np.cumsum(to_numpy(self.weights))
         index = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
         xp, c = array_namespace(self._home), self._components
@@ -131,9 +131,7 @@ class PointMasses(Prior):
     """
 
     def __init__(self, points: Array, weights: Array | None = None, log_weights: Array | None = None) -> None:
-        _checks.real_array("points", points, "(N, d)", 2)
-        _not_empty("points", points)
-        _checks.finite_rows("points", points)
+        _checks.points("points", points)
         logs = _normalised(points, weights, log_weights)
         xp = array_namespace(points)
         still = xp.zeros((1, 1, 1), dtype=logs.dtype, device=points.device)
@@ -153,7 +151,8 @@ class PointMasses(Prior):
         from dfmath.datasets import load_arrays
 
         arrays = load_arrays(path, required=("points",), optional=("weights", "log_weights"))
-        return cls(**arrays)
+        with _checks.on_behalf_of(f"file {str(path)!r}"):
+            return cls(**arrays)
 
 
 class GaussianMixture(Prior):
@@ -191,9 +190,7 @@ class GaussianMixture(Prior):
         weights: Array | None = None,
         log_weights: Array | None = None,
     ) -> None:
-        _checks.real_array("means", means, "(K, d)", 2)
-        _not_empty("means", means)
-        _checks.finite_rows("means", means)
+        _checks.points("means", means, "(K, d)")
         logs = _normalised(means, weights, log_weights)
         super().__init__(_components(means, logs, covariances), means)
 
@@ -208,12 +205,8 @@ class GaussianMixture(Prior):
         from dfmath.datasets import load_arrays
 
         arrays = load_arrays(path, required=("means", "covariances"), optional=("weights", "log_weights"))
-        return cls(**arrays)
-
-
-def _not_empty(name: str, array: Array) -> None:
-    if 0 in array.shape:
-        raise ValueError(f"{name} must hold at least one point of at least one dimension, got shape {array.shape}")
+        with _checks.on_behalf_of(f"file {str(path)!r}"):
+            return cls(**arrays)
 
 
 def _normalised(points: Array, weights: Array | None, log_weights: Array | None) -> Array:
@@ -221,7 +214,7 @@ def _normalised(points: Array, weights: Array | None, log_weights: Array | None)
     xp = array_namespace(points)
     dtype = accumulation_dtype(xp, points)
     if weights is not None and log_weights is not None:
-        raise ValueError("weights and log_weights must not both be given")
+        raise ValueError("weights and log_weights must not both be given, got both")
     if weights is None and log_weights is None:
         return xp.full((points.shape[0],), -math.log(points.shape[0]), dtype=dtype, device=points.device)
     name, given = ("weights", weights) if weights is not None else ("log_weights", log_weights)
@@ -237,18 +230,19 @@ def _normalised(points: Array, weights: Array | None, log_weights: Array | None)
         logs = xp.where(zero, -xp.inf, xp.log(xp.where(zero, xp.ones_like(logs), logs)))
     _check_entries(name, logs, ~xp.isnan(logs) & (logs < xp.inf), "finite or -inf")
     top = xp.max(logs)
-    if float(top) == -math.inf:
+    if bool(top == -math.inf):
         raise ValueError(f"{name} must give some point positive weight, got zero for all {n}")
     return logs - top - xp.log(xp.sum(xp.exp(logs - top)))
 
 
-def _check_entries(name: str, values: Array, good: Array, expected: str) -> None:
+def _check_entries(name: str, values: Array, good: Array, expected: str, unit: str = "row") -> None:
+    """Raise unless all entries are good; name the first row that is not, unless the unit is empty."""
     flags = to_numpy(good)
     if not flags.all():
         row = int(flags.reshape(len(flags), -1).all(axis=1).argmin())
         worst = to_numpy(values)[row]
         shown = f"{worst:g}" if worst.ndim == 0 else f"{worst[~flags[row]].ravel()[0]:g}"
-        raise ValueError(f"{name} must be {expected}, got {shown} in row {row}")
+        raise ValueError(f"{name} must be {expected}, got {shown}" + (f" in {unit} {row}" if unit else ""))
 
 
 def _components(means: Array, logs: Array, covariances: Any) -> Components:
@@ -258,12 +252,12 @@ def _components(means: Array, logs: Array, covariances: Any) -> Components:
     centres, logs = means[None, ...], logs[None, :]
     if isinstance(covariances, LowRank):
         return _low_rank(centres, logs, covariances)
-    if isinstance(covariances, int | float) and not isinstance(covariances, bool):
-        covariances = xp.asarray(float(covariances), dtype=logs.dtype, device=means.device)
+    if _checks.is_number(covariances):
+        number = _checks.real_number("covariances", covariances)
+        covariances = xp.asarray(number, dtype=logs.dtype, device=means.device)
     shapes = f"a scalar, ({count},), ({count}, {dim}), ({count}, {dim}, {dim}) or LowRank"
-    ndim = getattr(covariances, "ndim", None)
-    if ndim is None or ndim > 3:
-        raise TypeError(f"covariances must be {shapes}, got {_checks.describe(covariances)}")
+    _checks.namespace("covariances", covariances, f"{shapes}, as an array where not a scalar")
+    ndim = covariances.ndim
     _checks.real_array("covariances", covariances, shapes, ndim)
     _checks.same_home(means=means, covariances=covariances)
     if tuple(covariances.shape) != (count, dim, dim)[:ndim]:
@@ -273,13 +267,14 @@ def _components(means: Array, logs: Array, covariances: Any) -> Components:
         return _full(centres, logs, values)
     variances = xp.reshape(values, (1, 1, 1) if ndim == 0 else (1, count, 1) if ndim == 1 else (1, count, dim))
     rows = xp.reshape(variances, (variances.shape[1], variances.shape[2]))
-    _check_entries("covariances", rows, xp.isfinite(rows) & (rows >= 0), "non-negative and finite")
+    good, unit = xp.isfinite(rows) & (rows >= 0), "component" if ndim else ""
+    _check_entries("covariances", rows, good, "non-negative and finite", unit)
     return Diagonal(centres, logs, variances)
 
 
 def _full(centres: Array, logs: Array, matrices: Array) -> Full:
     xp = array_namespace(centres)
-    _checks.finite_rows("covariances", matrices)
+    _checks.finite_rows("covariances", matrices, "component")
     scale = xp.max(xp.abs(matrices), axis=(1, 2))
     eps = xp.finfo(centres.dtype).eps
     skew = xp.max(xp.abs(matrices - xp.matrix_transpose(matrices)), axis=(1, 2))
@@ -303,7 +298,8 @@ def _low_rank(centres: Array, logs: Array, given: LowRank) -> LowRankPlusDiagona
     _, count, dim = centres.shape
     _checks.real_array("covariances.diagonal", given.diagonal, f"({count}, {dim})", 2)
     _checks.real_array("covariances.factors", given.factors, f"({count}, {dim}, r)", 3)
-    _checks.same_home(means=centres, diagonal=given.diagonal, factors=given.factors)
+    parts = {"covariances.diagonal": given.diagonal, "covariances.factors": given.factors}
+    _checks.same_home(means=centres, **parts)
     if tuple(given.diagonal.shape) != (count, dim):
         raise ValueError(
             f"covariances.diagonal must have shape ({count}, {dim}), got {_checks.describe(given.diagonal)}"
@@ -313,6 +309,7 @@ def _low_rank(centres: Array, logs: Array, given: LowRank) -> LowRankPlusDiagona
             f"covariances.factors must have shape ({count}, {dim}, r), got {_checks.describe(given.factors)}"
         )
     diagonal, factors = xp.astype(given.diagonal, logs.dtype), xp.astype(given.factors, logs.dtype)
-    _check_entries("covariances.diagonal", diagonal, xp.isfinite(diagonal) & (diagonal >= 0), "non-negative and finite")
-    _checks.finite_rows("covariances.factors", factors)
+    good = xp.isfinite(diagonal) & (diagonal >= 0)
+    _check_entries("covariances.diagonal", diagonal, good, "non-negative and finite", "component")
+    _checks.finite_rows("covariances.factors", factors, "component")
     return LowRankPlusDiagonal(centres, logs, diagonal[None, ...], factors[None, ...])

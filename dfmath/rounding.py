@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends._compat import Array, array_namespace, to_numpy
 from dfmath.backends.components import LOG_2PI, Components, Diagonal
 from dfmath.backends.double import LIMIT, plain_logit_error
 from dfmath.backends.moments import Moments, Space
@@ -40,12 +40,12 @@ def extent(components: Components) -> Extent:
     centres = (components.tile(a, b, dtype).centres[0, ...] for a, b in tiles)
     middle = sum(xp.sum(c, axis=0) for c in centres) / components.count
     squares = (xp.sum((components.tile(a, b, dtype).centres[0, ...] - middle) ** 2, axis=1) for a, b in tiles)
-    radius = math.sqrt(max(float(xp.max(s)) for s in squares))
+    radius = math.sqrt(max(float(to_numpy(xp.max(s))) for s in squares))
     low, high = components.variance_range()
     return Extent(
         radius=radius,
-        offset=math.sqrt(float(xp.sum(middle**2))),
-        log_weight=float(xp.max(components.log_weights)),
+        offset=math.sqrt(float(to_numpy(xp.sum(middle**2)))),
+        log_weight=float(to_numpy(xp.max(components.log_weights))),
         low=low,
         high=high,
         spherical=isinstance(components, Diagonal),

@@ -100,6 +100,8 @@ def integrate(
         If a row needs more than 100,000 steps, or its state stops being finite.
     """
     rows = _begin(drift, y, start, end, blocks, rtol)
+    if not len(rows.index):
+        return Solution(rows.y, rows.evaluations, rows.error)
     finished: list[_Rows] = []
     for _ in range(_MAX_STEPS):
         rows = _step(drift, tangent, rows, end, blocks, rtol)

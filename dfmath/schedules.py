@@ -16,12 +16,11 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import ClassVar
 
-from dfmath._checks import describe, one_of
+from dfmath._checks import describe, has_values, namespace, one_of, real_number
 from dfmath.backends._compat import (
     Array,
     Namespace,
     accumulation_dtype,
-    array_namespace,
     from_numpy,
     numpy_namespace,
     to_numpy,
@@ -602,13 +601,11 @@ def _enter(
 def _widen(name: str, given: Array) -> tuple[Namespace, Array, Callable[[Array], Array], float]:
     """Return the namespace (math for a number), the widened value, the way back and the dtype's epsilon."""
     if isinstance(given, int | float):
-        return math, _real(name, given, finite=False), float, sys.float_info.epsilon
-    try:
-        xp = array_namespace(given)
-    except TypeError:
-        raise TypeError(f"{name} must be a float or a floating array, got {describe(given)}") from None
+        return math, real_number(name, given), float, sys.float_info.epsilon
+    xp = namespace(name, given, "a float or a floating array")
     if not xp.isdtype(given.dtype, "real floating"):
         raise TypeError(f"{name} must be real floating, got {describe(given)}")
+    has_values(name, given)
     wide = xp.astype(given, accumulation_dtype(xp, given))
     return xp, wide, lambda value: xp.astype(value, given.dtype), float(xp.finfo(given.dtype).eps)
 
@@ -626,13 +623,10 @@ def _first_outside(xp: Namespace, value: Array, inside: Array) -> str:
     return f"{float(xp.reshape(value, (-1,))[first])!r} at index {index[0] if len(index) == 1 else index}"
 
 
-def _real(name: str, value: Array, finite: bool = True) -> float:
-    """Return the number as a float; refuse what is no real number and, by default, what is not finite."""
-    is_array = hasattr(value, "shape") and value.shape != ()
-    if isinstance(value, bool) or is_array or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    number = float(value)
-    if finite and not math.isfinite(number):
+def _real(name: str, value: Array) -> float:
+    """Return the number as a float; refuse what is no real number and what is not finite."""
+    number = real_number(name, value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number!r}")
     return number
 
@@ -653,7 +647,14 @@ def _constant(value: float, t: Array) -> Array:
 def _read_table(name: str, given: Array) -> tuple[float, ...]:
     """Return a one-dimensional array or sequence of numbers as a tuple of floats."""
     np = numpy_namespace()
-    values = to_numpy(given) if hasattr(given, "ndim") else np.asarray(given)
+    if hasattr(given, "ndim"):
+        has_values(name, given)
+    try:
+        values = to_numpy(given) if hasattr(given, "ndim") else np.asarray(given)
+    except ValueError:
+        raise ValueError(f"{name} must be one-dimensional, got rows of different lengths") from None
+    if values.ndim == 0:
+        raise TypeError(f"{name} must be a one-dimensional array or sequence, got {describe(given)}")
     if values.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {values.shape}")
     if values.dtype.kind not in "fiu":

@@ -45,7 +45,8 @@ class OuterProductSpan:
 
     def matvec(self, v: Array) -> Array:
         """Return F_b v_b for v (B, d) from r inner products: (B, d)."""
-        xp = array_namespace(self.vectors)
+        xp, (b, _, d) = array_namespace(self.vectors), self.vectors.shape
+        _checks.vectors("v", v, (b, d), self.vectors)
         inner = self.coefficients * xp.matmul(self.vectors, v[:, :, None])[:, :, 0]
         return self.shift[:, None] * v + xp.matmul(inner[:, None, :], self.vectors)[:, 0, :]
 
@@ -59,7 +60,7 @@ class OuterProductSpan:
         """Return F, (B, d, d)."""
         xp = array_namespace(self.vectors)
         d = self.vectors.shape[2]
-        _checks.fits_in_memory("the dense matrices", self.vectors.shape[0], d, d)
+        _checks.fits_in_memory("the dense matrices", self.vectors.shape[0], d, d, instead="use matvec or trace instead")
         eye = xp.eye(d, dtype=self.vectors.dtype, device=self.vectors.device)
         weighted = self.coefficients[:, :, None] * self.vectors
         return self.shift[:, None, None] * eye + xp.matmul(xp.matrix_transpose(weighted), self.vectors)
@@ -68,6 +69,7 @@ class OuterProductSpan:
 def span(fisher: DiffusionFisher, form: str, tolerance: float) -> OuterProductSpan:
     """Decompose a diffusion Fisher; see `DiffusionFisher.span`."""
     _checks.one_of("form", form, FORMS)
+    tolerance = _checks.fraction("tolerance", tolerance)
     if form == "orthonormal":
         return _orthonormal(fisher, tolerance)
     if tolerance != 0.0:
@@ -79,7 +81,9 @@ def _common_variance(fisher: DiffusionFisher, form: str) -> Array:
     """Return the variance c that all components share, (1, 1, 1), or say that there is none."""
     c = fisher.marginal.components
     if not isinstance(c, Diagonal) or tuple(c.variances.shape[1:]) != (1, 1):
-        raise ValueError(f"form {form!r} needs point masses or one scalar covariance for all; use 'orthonormal'")
+        raise ValueError(
+            f"form {form!r} needs point masses or one scalar covariance for all, got other covariances; use 'orthonormal'"
+        )
     return c.variances
 
 
@@ -87,7 +91,8 @@ def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, 
     """Return posterior weights (B, N) and the components' vectors (B, N, d): the data form is as large as that."""
     q, x = fisher.marginal, fisher.x
     xp = array_namespace(x)
-    _checks.fits_in_memory("the span's vectors", x.shape[0], q.components.count + 1, q.dim)
+    count = q.components.count + 1
+    _checks.fits_in_memory("the span's vectors", x.shape[0], count, q.dim, instead="use form 'orthonormal'")
     total = q.moments(x)
     weights, vectors = [], []
     for start, stop in component_tiles(q.components, x.shape[0]):
@@ -100,8 +105,8 @@ def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, 
 def _data(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = I/sigma^2 - (alpha^2/sigma^4) [sum w_i y_i y_i^T - m m^T] [MATH 1.3]."""
     q, xp = fisher.marginal, array_namespace(fisher.x)
-    if float(xp.max(_common_variance(fisher, "data"))) != 0.0:
-        raise ValueError("form 'data' needs point masses; use 'centred' or 'orthonormal' for mixtures")
+    if bool(xp.any(_common_variance(fisher, "data") != 0.0)):
+        raise ValueError("form 'data' needs point masses, got a mixture of Gaussians; use 'centred' or 'orthonormal'")
     weights, points = _weights_and_vectors(fisher, "posterior")
     mean = q.moments(fisher.x, ("mean",)).mean
     scale = (q.alpha**2 / q.sigma**4)[:, None]
@@ -117,7 +122,7 @@ def _centred(fisher: DiffusionFisher) -> OuterProductSpan:
     weights, centres = _weights_and_vectors(fisher, "posterior")
     centred = centres - q.moments(fisher.x, ("mean",)).mean[:, None, :]
     # With one c for all, m_k - m = (sigma^2 L) (mu_k - sum w mu), and s_k - s = (alpha/sigma^2) (m_k - m).
-    if float(variance) == 0.0:
+    if bool(variance == 0.0):
         return _result(fisher, precision, -(q.alpha**2 / q.sigma**4)[:, None] * weights, centred)
     scores = _weights_and_vectors(fisher, "score")[1]
     scores = scores - q.moments(fisher.x, ("mean",), "score").mean[:, None, :]
@@ -130,10 +135,8 @@ def _orthonormal(fisher: DiffusionFisher, tolerance: float) -> OuterProductSpan:
     With one covariance c I for all components shift - F = Cov[s_k]; otherwise the shift is the largest eigenvalue of
     E[L].
     """
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
     q, xp = fisher.marginal, array_namespace(fisher.x)
-    _checks.fits_in_memory("the dense matrices", *fisher.shape)
+    _checks.fits_in_memory("the dense matrices", *fisher.shape, instead="use form 'centred', or matvec")
     moments = q.moments(fisher.x, ("dense",), "score")
     within, between = moments.within.dense, moments.between.dense
     shift = xp.linalg.eigvalsh(within)[:, -1]  # type: ignore[arg-type]

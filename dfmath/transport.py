@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfmath import _checks
-from dfmath.backends._compat import Array, array_namespace, from_numpy, to_numpy
-from dfmath.flow import FlowResult, probability_flow
+from dfmath.backends._compat import Array, Namespace, array_namespace, from_numpy, to_numpy
+from dfmath.flow import FlowResult, check_prior_and_schedule, check_tolerances, probability_flow
 from dfmath.priors import PointMasses, Prior
 
 if TYPE_CHECKING:
@@ -104,16 +104,20 @@ def ot_check(
 
     Raises
     ------
-    ValueError
-        If an argument is out of range.
+    TypeError, ValueError
+        If an argument is of another kind, or out of range.
     """
-    rho_max, rho_min = float(rho_max), float(rho_min)
-    if not 0 < rho_min < rho_max < math.inf:
-        raise ValueError(f"rho_min and rho_max must satisfy 0 < rho_min < rho_max, got {rho_min:g} and {rho_max:g}")
+    check_prior_and_schedule(prior, schedule)
+    home = prior.components.centres
+    rho_max, rho_min = (_checks.noise_number(*end, home) for end in (("rho_max", rho_max), ("rho_min", rho_min)))
+    if not rho_min < rho_max:
+        raise ValueError(f"rho_min and rho_max must satisfy rho_min < rho_max, got {rho_min:g} and {rho_max:g}")
     _checks.one_of("start", start, STARTS)
-    _checks.positive_integer("n", n)
+    n = _checks.positive_integer("n", n)
+    _checks.fits_in_memory("the transport costs", n, n, instead="draw fewer with smaller n")
+    rtol, tolerance = check_tolerances(rtol, 0.0, home)[0], _checks.real_number("tolerance", tolerance)
     if not 100 * rtol <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [100 rtol, 1) = [{100 * rtol:g}, 1), got {tolerance!r}")
+        raise ValueError(f"tolerance must be in [100 rtol, 1) = [{100 * rtol:g}, 1), got {tolerance:g}")
     z = _draw_starts(prior, rho_max, n, seed, start)
     flow = _flow(prior, z, rho_max, rho_min, schedule, rtol)
     return _report(z, flow, tolerance, 10 * rtol)
@@ -121,7 +125,7 @@ def ot_check(
 
 def asymmetry(jacobian: Array) -> Array:
     """Return |A - A^T|_F/(2 |A|_F) for A (B, d, d): 0 for symmetric, 1 for antisymmetric matrices [MATH 3.4]."""
-    xp = array_namespace(jacobian)
+    xp = _square(jacobian)
     size = _frobenius(jacobian)
     ratio = _frobenius(jacobian - xp.matrix_transpose(jacobian)) / xp.where(size > 0, 2 * size, xp.ones_like(size))
     return ratio
@@ -132,7 +136,7 @@ def asymmetry_offdiagonal(jacobian: Array, floor: float = 0.0) -> Array:
 
     It is 0 where B is: |B|_F at most `floor` |A|_F counts as B = 0: a quotient of integration errors says nothing.
     """
-    xp = array_namespace(jacobian)
+    xp, floor = _square(jacobian), _checks.fraction("floor", floor)
     eye = xp.eye(jacobian.shape[1], dtype=jacobian.dtype, device=jacobian.device)
     off = jacobian * (1 - eye)
     size = _frobenius(off)
@@ -143,7 +147,7 @@ def asymmetry_offdiagonal(jacobian: Array, floor: float = 0.0) -> Array:
 
 def min_eigenvalue(jacobian: Array) -> Array:
     """Return the smallest eigenvalue of (A + A^T)/2 for A (B, d, d)."""
-    xp = array_namespace(jacobian)
+    xp = _square(jacobian)
     return xp.linalg.eigvalsh((jacobian + xp.matrix_transpose(jacobian)) / 2)[:, 0]
 
 
@@ -152,8 +156,12 @@ def transport_gap(starts: Array, ends: Array) -> float:
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
+    _checks.points("starts", starts, "(n, d)")
+    _checks.points("ends", ends, "(n, d)")
+    if tuple(starts.shape) != tuple(ends.shape):
+        raise ValueError(f"ends must have the shape of starts, {tuple(starts.shape)}, got {_checks.describe(ends)}")
     a, b = (to_numpy(points).astype(np.float64) for points in (starts, ends))
-    _checks.fits_in_memory("the transport costs", len(a), len(b))
+    _checks.fits_in_memory("the transport costs", len(a), len(b), instead="take fewer pairs")
     cost = cdist(a, b, "sqeuclidean")
     best = float(cost[linear_sum_assignment(cost)].mean())
     return (float(np.trace(cost)) / len(a) - best) / best if best > 0 else 0.0
@@ -190,7 +198,7 @@ def _flow(prior: Prior, z: Array, rho_max: float, rho_min: float, schedule: Sche
     atol = rtol * rho_min
     if schedule is None:
         return probability_flow(prior, z, rho_max, rho_min, jacobian=True, rtol=rtol, atol=atol)
-    times = schedule.time(rho_max), schedule.time(rho_min)
+    times = _time("rho_max", rho_max, schedule), _time("rho_min", rho_min, schedule)
     before, after = float(schedule(times[0])[0]), float(schedule(times[1])[0])
     x = before * z
     flow = probability_flow(prior, x, *times, schedule, jacobian=True, rtol=rtol, atol=after * atol, native=True)
@@ -223,6 +231,20 @@ def _per_start(values: Array) -> PerStart:
     host = to_numpy(values).astype(np.float64)
     error = float(host.std(ddof=1) / math.sqrt(len(host))) if len(host) > 1 else math.nan
     return PerStart(host, float(host.mean()), error)
+
+
+def _time(name: str, rho: float, schedule: Schedule) -> float:
+    with _checks.on_behalf_of(name):
+        return float(schedule.time(rho))
+
+
+def _square(jacobian: Any) -> Namespace:
+    """Validate Jacobians (B, d, d) and return their namespace."""
+    _checks.real_array("jacobian", jacobian, "(B, d, d)", 3)
+    if jacobian.shape[1] != jacobian.shape[2]:
+        raise ValueError(f"jacobian must have shape (B, d, d), got {_checks.describe(jacobian)}")
+    _checks.finite_rows("jacobian", jacobian)
+    return array_namespace(jacobian)
 
 
 def _frobenius(matrix: Array) -> Array:

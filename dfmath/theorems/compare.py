@@ -42,11 +42,28 @@ def against_derivative(got: Any, true: Derivative, scale: Any, precision: float)
 
 
 def standard_errors(samples: Any, expected: Any = 0.0, slack: float = 0.0) -> Outcome:
-    """Return how many standard errors the mean of samples (n, ...) is off, at worst; `slack` is a known absolute error."""
+    """Return how many standard errors the mean of samples (n, ...) is off, at worst, beyond a known absolute error."""
     samples = samples.reshape(len(samples), -1).astype(np.float64)
     mean, error = samples.mean(axis=0), samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
     off = np.maximum(np.abs(mean - np.reshape(expected, -1)) - slack, 0.0)
     return _in_errors(off, error, len(samples))
+
+
+def sampled(draws: Any, values: Any, weights: Any, slack: float = 0.0) -> Outcome:
+    """Compare averages of draws (n, B) with zero, allowing what Bernstein's inequality does for a discrete distribution.
+
+    Where rare values carry the variance, standard errors from the draws say nothing. The values (B, N) and weights (B, N)
+    of the whole distribution bound a deviation that happens by chance once in 1e9.
+    """
+    n, log_chance = len(draws), math.log(2e9)
+    weights = weights.astype(np.float64)
+    seen = np.where(n * weights > 1e-12, np.abs(values), 0.0)
+    variance = (weights * values**2).sum(axis=1)
+    allowed = np.sqrt(2 * variance * log_chance / n) + 2 * seen.max(axis=1) * log_chance / (3 * n) + slack
+    off = np.abs(draws.mean(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(off == 0, 0.0, off / allowed)
+    return Outcome(float(ratio.max()), 1.0, f"Bernstein's bound for {n} draws, passed by chance once in 1e9")
 
 
 def exceeds(samples: Any, bound: float, slack: float = 0.0) -> Outcome:

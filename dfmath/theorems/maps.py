@@ -116,7 +116,7 @@ def schedule_independence(case: Case) -> Outcome:
     scope="prior",
 )
 def index(case: Case) -> Outcome:
-    """Invariance under a rotation, range, and its value for a 2 x 2 rotation, sin(angle)/sqrt(2) off the diagonal's 1."""
+    """Invariance under a rotation, range, and both indices of a rotation of the plane: sin(angle) and sqrt(2)."""
     rng, d = case.rng(7), min(case.dim, 32)
     matrix = rng.standard_normal((16, d, d))
     q = np.linalg.qr(rng.standard_normal((d, d)))[0]

@@ -27,7 +27,7 @@ class DenseMixture:
 
     @cached_property
     def log_weights(self) -> Any:
-        """log pi, (K,)."""
+        """Log pi, (K,)."""
         w = self.weights.astype(Real)
         with np.errstate(divide="ignore"):
             return np.log(w / w.sum())
@@ -106,8 +106,8 @@ def _log_sum_exp(logits: Any) -> Any:
 class Line:
     """The log density along one line, less its value at h = 0.
 
-    Each component's logit is a parabola there, l_k - h a_k - h^2 b_k/2 with a = v^T L r and b = v^T L v. So the log density
-    is a sum of K terms for each h, without the rounding of logits that are huge at low noise.
+    Each component's logit is a parabola there, l_k - h a_k - h^2 b_k/2 with a = v^T L r and b = v^T L v. So the log
+    density is a sum of K terms for each h, without the rounding of logits that are huge at low noise.
     """
 
     logits: Any  # (K,), less the largest
