@@ -81,12 +81,10 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     omitted = xp.zeros_like(log_mass)
     if not want:
         return Moments(log_mass, low, None, None, Second(), Second(), omitted)
-    vectors = here.vectors(space)
-    index = xp.broadcast_to(heaviest[:, :, None], (vectors.shape[0], 1, vectors.shape[2]))
-    anchor = xp.take_along_axis(vectors, index, axis=1)
-    offsets = vectors - anchor
+    anchor, anchor_low, offsets = here.anchored(space, heaviest)
     shift = xp.matmul(weights[:, None, :], offsets)
     between = _second_moment(offsets - shift, weights, want, probes)
+    shift = shift + anchor_low
     within = here.within(space, weights, want, probes)
     return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, omitted)
 

@@ -36,6 +36,9 @@ class Local(Protocol):
     def vectors(self, space: Space) -> Array:
         """The vectors u_k of the space, (b, k, d)."""
 
+    def anchored(self, space: Space, index: Array) -> tuple[Array, Array, Array]:
+        """One component's vector for each query, (b, 1, d) in two terms, and all vectors less it; index (b, 1)."""
+
     def within(self, space: Space, weights: Array, want: frozenset[Want], probes: Array | None) -> Second:
         """E[G] under the weights (b, k), in the wanted forms."""
 
@@ -118,6 +121,29 @@ class _Tiled:
         return replace(self, **changed)  # type: ignore[type-var]
 
 
+class _Departing:
+    """Vectors u_k as mu_k plus a departure in posterior space, and as the departure alone in score space."""
+
+    c: Any
+
+    def _departures(self, space: Space) -> Array:
+        raise NotImplementedError
+
+    def vectors(self, space: Space) -> Array:
+        departures = self._departures(space)
+        return departures if space == "score" else self.c.centres + departures
+
+    def anchored(self, space: Space, index: Array) -> tuple[Array, Array, Array]:
+        """Centres are subtracted from centres: far from the origin, their sums with departures lose digits."""
+        departures = self._departures(space)
+        anchor = _pick(departures, index)
+        offsets = departures - anchor
+        if space == "score":
+            return anchor, array_namespace(anchor).zeros_like(anchor), offsets
+        centre = _pick(array_namespace(index).broadcast_to(self.c.centres, departures.shape), index)
+        return *double.two_sum(centre, anchor), (self.c.centres - centre) + offsets
+
+
 @dataclass(frozen=True)
 class Diagonal(_Tiled):
     """Zero, scalar, per-component and diagonal covariances: variances (1, K | 1, d | 1). Point masses are 0."""
@@ -139,7 +165,7 @@ class Diagonal(_Tiled):
         return self.centres + array_namespace(normals).sqrt(self.variances) * normals
 
 
-class LocalDiagonal:
+class LocalDiagonal(_Departing):
     """Contributions of diagonal components: everything is elementwise."""
 
     def __init__(self, components: Diagonal, x: Array, alpha: Array, sigma: Array) -> None:
@@ -173,10 +199,10 @@ class LocalDiagonal:
         high, error = double.two_sum(xp.where(weightless, xp.zeros_like(constant), constant), half)
         return xp.where(weightless, constant, high), error + half_low
 
-    def vectors(self, space: Space) -> Array:
+    def _departures(self, space: Space) -> Array:
         if space == "score":
             return -self.residual / self.spread
-        return self.c.centres + self.alpha * self.c.variances / self.spread * self.residual
+        return self.alpha * self.c.variances / self.spread * self.residual
 
     def _eigenvalues(self, space: Space) -> Array:
         return 1.0 / self.spread if space == "score" else self.sigma**2 * self.c.variances / self.spread
@@ -216,7 +242,7 @@ class Full(_Tiled):
         return self.centres + apply(self.basis, array_namespace(normals).sqrt(self.values) * normals)
 
 
-class LocalFull:
+class LocalFull(_Departing):
     """Contributions of full components: elementwise in each component's eigenbasis."""
 
     def __init__(self, components: Full, x: Array, alpha: Array, sigma: Array) -> None:
@@ -229,11 +255,10 @@ class LocalFull:
         self.logits = components.log_weights - 0.5 * (square + log_det + components.dim * LOG_2PI)
         self.logits_low = None
 
-    def vectors(self, space: Space) -> Array:
+    def _departures(self, space: Space) -> Array:
         if space == "score":
             return -apply(self.c.basis, self.rotated / self.spread)
-        gain = self.alpha * self.c.values / self.spread
-        return self.c.centres + apply(self.c.basis, gain * self.rotated)
+        return apply(self.c.basis, self.alpha * self.c.values / self.spread * self.rotated)
 
     def _eigenvalues(self, space: Space) -> Array:
         return 1.0 / self.spread if space == "score" else self.sigma**2 * self.c.values / self.spread
@@ -280,7 +305,7 @@ class LowRankPlusDiagonal(_Tiled):
         return self.centres + xp.sqrt(self.diagonal) * normals + apply(self.factors, extra)
 
 
-class LocalLowRank:
+class LocalLowRank(_Departing):
     """Contributions of low rank plus diagonal components.
 
     With A = alpha^2 D + sigma^2 and the thin SVD alpha A^-1/2 V = U diag(t) W^T, S = A^1/2 (I + U t^2 U^T) A^1/2, hence
@@ -309,12 +334,11 @@ class LocalLowRank:
         self.logits = components.log_weights - 0.5 * (square + log_det + components.dim * LOG_2PI)
         self.logits_low = None
 
-    def vectors(self, space: Space) -> Array:
+    def _departures(self, space: Space) -> Array:
         if space == "score":
             return -(self.outside + apply(self.basis, self.shrink * self.inside)) / self.root
         diagonal = self.alpha * self.c.diagonal * self.whitened / self.root
-        factor = self.sigma**2 / self.alpha * apply(self.basis, self._gain * self.inside) / self.root
-        return self.c.centres + diagonal + factor
+        return diagonal + self.sigma**2 / self.alpha * apply(self.basis, self._gain * self.inside) / self.root
 
     @property
     def _gain(self) -> Array:
@@ -345,6 +369,13 @@ class LocalLowRank:
         plain, gain = self._terms("posterior")
         low_rank = apply(self.basis / self.root[..., None], xp.sqrt(gain) * extra[..., : gain.shape[2]])
         return self.vectors("posterior") + xp.sqrt(plain) * normals + low_rank
+
+
+def _pick(vectors: Array, index: Array) -> Array:
+    """Return one vector for each query: vectors (b, k, d), index (b, 1)."""
+    xp = array_namespace(index)
+    where = xp.broadcast_to(index[:, :, None], (vectors.shape[0], 1, vectors.shape[2]))
+    return xp.take_along_axis(vectors, where, axis=1)
 
 
 def _residual(x: Array, alpha: Array, centres: Array) -> Array:

@@ -120,15 +120,16 @@ def _add_masses(a: Moments, b: Moments) -> tuple[Array, Array, Array, Array]:
     xp = array_namespace(a.log_mass)
     nothing = xp.zeros_like(a.log_mass)
     empty = xp.maximum(a.log_mass, b.log_mass) == -xp.inf
-    excess = xp.where(empty, nothing, (b.log_mass - a.log_mass) + (b.log_mass_low - a.log_mass_low))
+    mass_a, mass_b = (xp.where(empty, nothing, side.log_mass) for side in (a, b))
+    excess = (mass_b - mass_a) + (b.log_mass_low - a.log_mass_low)
     ahead = excess > 0
-    top, top_low = xp.where(ahead, b.log_mass, a.log_mass), xp.where(ahead, b.log_mass_low, a.log_mass_low)
+    top, top_low = xp.where(ahead, mass_b, mass_a), xp.where(ahead, b.log_mass_low, a.log_mass_low)
     light = xp.exp(-xp.abs(excess))
-    high, error = two_sum(xp.where(empty, nothing, top), xp.log1p(light))
+    high, error = two_sum(top, xp.log1p(light))
     heavy_share, light_share = 1.0 / (1.0 + light), light / (1.0 + light)
     share_a = xp.where(empty, nothing, xp.where(ahead, light_share, heavy_share))
     share_b = xp.where(empty, nothing, xp.where(ahead, heavy_share, light_share))
-    return xp.where(empty, top, high), error + top_low, share_a, share_b
+    return xp.where(empty, a.log_mass, high), error + top_low, share_a, share_b
 
 
 def _common_anchor(a: Moments, b: Moments) -> tuple[Array, Array, Array]:

@@ -355,10 +355,11 @@ def _merge_mean(anchor, shift, share, rest, mean, x, centre, variance, alpha, si
     """
     _, q, _ = _coefficients(variance, alpha, sigma, score)
     for j in range(x.shape[0]):
-        u = q * _residual(x[j], alpha, np.float64(centre[j]))[0] + (0.0 if score else centre[j])
-        delta = (u - anchor[j]) + (mean[j] - shift[j])
+        # In two terms: the mean of components far from the origin is known no better than eps, its changes are.
+        u, low = _two_sum(np.float64(0.0 if score else centre[j]), q * _residual(x[j], alpha, np.float64(centre[j]))[0])
+        delta = (u - anchor[j]) + (low + mean[j] - shift[j])
         if share > 0.5:
-            shift[j] = mean[j] - rest * delta
+            shift[j] = low + mean[j] - rest * delta
             anchor[j] = u
         else:
             shift[j] += share * delta

@@ -206,21 +206,21 @@ def fraction(name: str, value: Any, least: float = 0.0) -> float:
 
 def positive_integer(name: str, value: Any) -> int:
     """Return a positive int, or say what came instead."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise ValueError(f"{name} must be a positive integer, got {describe(value)}")
     return int(value)
 
 
 def random_seed(seed: Any) -> int:
     """Return a seed, or say that one is required."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or int(seed) < 0:
         raise ValueError(f"seed must be a non-negative integer, got {describe(seed)}")
     return int(seed)
 
 
 def index(name: str, value: Any, count: int) -> int:
     """Return an index into `count` things, counted from 0."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < count:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < count:
         raise ValueError(f"{name} must be an index from 0 and below {count}, got {describe(value)}")
     return int(value)
 

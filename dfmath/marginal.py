@@ -24,10 +24,11 @@ Product = Callable[[Array, Array], Array]
 class Marginal:
     """The density q of x = alpha x0 + sigma eps for x0 from a prior; made by ``prior.diffuse(alpha, sigma)``.
 
-    All methods take queries x (B, d) in the prior's namespace and device and return arrays in x's dtype. Inside, sums
-    are kept in float64 wherever the device has it. On torch tensors that require grad they differentiate: the
-    derivatives of log density, score and posterior mean are the closed forms s, -F and (alpha/sigma^2) P; derivatives
-    of F itself, and those with respect to data or noise levels, go through autograd and keep its graph.
+    All methods take queries x (B, d) in the prior's namespace and device and return arrays in x's dtype; an empty batch
+    has empty results. Inside, sums are kept in float64 wherever the device has it. On torch tensors that require grad
+    they differentiate: the derivatives of log density, score and posterior mean are the closed forms s, -F and
+    (alpha/sigma^2) P; derivatives of F itself, and those with respect to data or noise levels, go through autograd and
+    keep its graph.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Marginal:
 
         def product(x: Array, v: Array) -> Array:
             covariance = self.fisher_at(x, x.dtype).posterior_covariance()
-            return (self.alpha / self.sigma**2)[:, None] * covariance.forms("product", v[:, :, None]).product[:, :, 0]
+            return (self.alpha / self.sigma**2)[:, None] * covariance.unchecked_matvec(v)
 
         return self._evaluate(x, lambda x: self.moments(x, ("mean",)).mean, product, product)
 
@@ -161,7 +162,7 @@ class Marginal:
 
     def _derivable_score(self, x: Array) -> Array:
         def product(x: Array, v: Array) -> Array:
-            return -self.fisher_at(x, x.dtype).forms("product", v[:, :, None]).product[:, :, 0]
+            return -self.fisher_at(x, x.dtype).unchecked_matvec(v)
 
         return self._with_derivative(x, lambda x: self.moments(x, ("mean",), "score").mean, product, product)
 

@@ -44,6 +44,10 @@ class SymmetricOperator(ABC):
     def matvec(self, v: Array) -> Array:
         """Return M_b v_b for v (B, d): (B, d)."""
         _checks.vectors("v", v, self.shape, self._home)
+        return self.unchecked_matvec(v)
+
+    def unchecked_matvec(self, v: Array) -> Array:
+        """`matvec` without its door, for derivatives: a batch of tangents under `vmap` has no values to look at."""
         return self._product(v[:, :, None])[:, :, 0]
 
     def __matmul__(self, matrices: Array) -> Array:
@@ -110,10 +114,11 @@ class SymmetricOperator(ABC):
             probes = from_numpy(columns[None, ...], self._home)
             return to_numpy(one.forms("product", probes).product)[0]
 
+        def matvec(v: Any) -> Any:
+            return matmat(v.reshape(d, 1))
+
         d = self.shape[1]
-        return LinearOperator(
-            (d, d), matvec=lambda v: matmat(v.reshape(d, 1)), matmat=matmat, rmatmat=matmat, dtype="float64"
-        )
+        return LinearOperator((d, d), matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat, dtype="float64")
 
     @abstractmethod
     def row(self, i: int) -> SymmetricOperator:

@@ -94,7 +94,7 @@ class Prior:
         Parameters
         ----------
         alpha, sigma
-            Scalars, or (B,) with one noise level for each query. ``prior.diffuse(*schedule(t))``.
+            Numbers or 0-d arrays, or (B,) with one noise level for each query. ``prior.diffuse(*schedule(t))``.
         tolerance
             Posterior mass that may be left out of moments; by default only what underflows is.
 

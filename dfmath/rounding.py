@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfmath.backends._compat import Array, array_namespace, to_numpy
-from dfmath.backends.components import LOG_2PI, Components, Diagonal
+from dfmath.backends.components import LOG_2PI, Components, Diagonal, Full
 from dfmath.backends.double import LIMIT, plain_logit_error
 from dfmath.backends.moments import Moments, Space
 from dfmath.bounds import dropped_components, weight_factor
@@ -29,6 +29,7 @@ class Extent:
     high: float  # largest eigenvalue of any C_k
     spherical: bool  # no rotation adds rounding
     common: bool  # all C_k are one multiple of I
+    turned: float  # how far rounding may have moved any C_k that was decomposed into eigenvectors
 
 
 def extent(components: Components) -> Extent:
@@ -50,6 +51,7 @@ def extent(components: Components) -> Extent:
         high=high,
         spherical=isinstance(components, Diagonal),
         common=isinstance(components, Diagonal) and tuple(components.variances.shape[1:]) == (1, 1),
+        turned=4 * components.dim * float(xp.finfo(dtype).eps) * high if isinstance(components, Full) else 0.0,
     )
 
 
@@ -58,12 +60,15 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
 
     With h the worst relative error of a weight, Cov of perturbed weights lies between (1 - h) Cov and (1 + h) Cov in
     the order of symmetric matrices, because E|u - c|^2 is smallest at the mean; so rounding in the logits costs at
-    most h (|Cov| + max |G|), with no diameter in it. Left-out mass delta costs delta (D^2 + range of G) [MATH 4.8].
+    most h (|Cov| + max |G|), with no diameter in it. Vectors that are off by v change a covariance by at most
+    2 v sqrt(tr Cov) + v^2 (Minkowski). Left-out mass delta costs delta (D^2 + range of G) [MATH 4.8].
     """
     xp = array_namespace(moments.log_mass)
     size, alpha, sigma = extent(marginal.components), marginal.alpha, marginal.sigma
     largest = _largest_matrix(size, alpha, sigma, space)
-    logit_error = _logit_error(marginal, size, x, moments.log_mass)
+    turn = _turn(size, alpha, sigma)
+    root = xp.sqrt(_reach(size, marginal, moments.log_mass))
+    logit_error = _logit_error(marginal, size, x, moments.log_mass) + 0.5 * turn * (root**2 + marginal.dim)
     h = weight_factor(logit_error) - 1.0
     delta = moments.omitted + math.exp(-_CUT)
     spread = _vector_diameter(size, marginal, moments, space)
@@ -72,7 +77,45 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     unit = float(xp.finfo(covariance.dtype).eps)
     sums = unit * (marginal.dim + 2 * math.log2(marginal.components.count + 1) + 16)
     result = float(xp.finfo(dtype).eps) * (largest + covariance)
-    return dropped + delta * largest + (h + sums) * (covariance + largest) + result
+    off = _vector_error(size, marginal, root, turn, space)
+    moved = (2.0 * xp.sqrt(covariance) + off) * off + turn * (largest if space == "score" else (sigma / alpha) ** 2)
+    bound = dropped + delta * largest + (h + sums) * (covariance + largest) + moved + result
+    return xp.where(bound <= float(xp.finfo(dtype).max), bound, xp.full_like(bound, math.inf))
+
+
+def _turn(size: Extent, alpha: Array, sigma: Array) -> Array:
+    """Bound the relative change, in the order of symmetric matrices, of L_k = S_k^-1 when C_k moves by `turned`."""
+    xp = array_namespace(alpha)
+    part = alpha**2 * size.turned / (alpha**2 * size.low + sigma**2)
+    return part / xp.where(part < 1, 1.0 - part, xp.full_like(part, 1e-30))  # beyond 1 no digit is sure
+
+
+def _vector_error(size: Extent, marginal: Marginal, root: Array, turn: Array, space: Space) -> Array:
+    """Bound the error of a difference u_k - u_j of components that matter; `root` is the largest |L^1/2 r| of any.
+
+    Differences of data points are right to their own last digit, which the bound on sums covers.
+    """
+    alpha, sigma = marginal.alpha, marginal.sigma
+    xp = array_namespace(root)
+    unit = float(xp.finfo(root.dtype).eps)
+    low = xp.sqrt(alpha**2 * size.low + sigma**2)
+    high = xp.sqrt(alpha**2 * size.high + sigma**2)
+    residual = _residual_error(size, marginal, root * high)
+    if space == "score":
+        return 4.0 * residual / low**2 + 2.0 * turn * root / low
+    if size.high == 0.0:
+        return xp.zeros_like(root)
+    gain = alpha * size.high / (alpha**2 * size.high + sigma**2)
+    return 4.0 * (gain * residual + unit * size.radius) + 2.0 * turn * sigma**2 / alpha * root / low
+
+
+def _residual_error(size: Extent, marginal: Marginal, residual: Array) -> Array:
+    """Bound the error of a vector linear in r = x - alpha mu, beside the matrix's norm, for |r| up to `residual`."""
+    unit = float(array_namespace(residual).finfo(residual.dtype).eps)
+    if size.common:  # the product alpha mu is kept in two terms, or never formed
+        return unit * residual
+    length = (1 if size.spherical else 2 * marginal.dim) * unit
+    return length * (marginal.alpha * (size.offset + size.radius) + residual)
 
 
 def _largest_matrix(size: Extent, alpha: Array, sigma: Array, space: Space) -> Array:

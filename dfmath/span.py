@@ -77,13 +77,12 @@ def span(fisher: DiffusionFisher, form: str, tolerance: float) -> OuterProductSp
     return _data(fisher) if form == "data" else _centred(fisher)
 
 
-def _common_variance(fisher: DiffusionFisher, form: str) -> Array:
+def _common_variance(fisher: DiffusionFisher) -> Array:
     """Return the variance c that all components share, (1, 1, 1), or say that there is none."""
     c = fisher.marginal.components
     if not isinstance(c, Diagonal) or tuple(c.variances.shape[1:]) != (1, 1):
-        raise ValueError(
-            f"form {form!r} needs point masses or one scalar covariance for all, got other covariances; use 'orthonormal'"
-        )
+        needs = "needs point masses or one scalar covariance for all, got other covariances"
+        raise ValueError(f"form 'centred' {needs}; use 'orthonormal'")
     return c.variances
 
 
@@ -105,7 +104,7 @@ def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, 
 def _data(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = I/sigma^2 - (alpha^2/sigma^4) [sum w_i y_i y_i^T - m m^T] [MATH 1.3]."""
     q, xp = fisher.marginal, array_namespace(fisher.x)
-    if bool(xp.any(_common_variance(fisher, "data") != 0.0)):
+    if not isinstance(q.components, Diagonal) or bool(xp.any(q.components.variances != 0.0)):
         raise ValueError("form 'data' needs point masses, got a mixture of Gaussians; use 'centred' or 'orthonormal'")
     weights, points = _weights_and_vectors(fisher, "posterior")
     mean = q.moments(fisher.x, ("mean",)).mean
@@ -117,7 +116,7 @@ def _data(fisher: DiffusionFisher) -> OuterProductSpan:
 def _centred(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = L I - sum w_k (s_k - s)(s_k - s)^T, L = 1/(alpha^2 c + sigma^2); for point masses u_i = y_i - m."""
     q = fisher.marginal
-    variance = _common_variance(fisher, "centred")[0, 0, 0]
+    variance = _common_variance(fisher)[0, 0, 0]
     precision = 1.0 / (q.alpha**2 * variance + q.sigma**2)
     weights, centres = _weights_and_vectors(fisher, "posterior")
     centred = centres - q.moments(fisher.x, ("mean",)).mean[:, None, :]

@@ -20,11 +20,6 @@ def _slack(case: Case, size: float) -> float:
     return 32.0 * float(np.finfo(case.model.dtype).eps) * size
 
 
-def _scores(case: Case) -> Any:
-    """Scores at draws from q, (512, d)."""
-    return case.host(case.marginal.score(case.samples))
-
-
 def _bridge(case: Case) -> tuple[float, Marginal, Any]:
     """Return a, the marginal at the lower noise level u, and draws of x_u given x_t, (4 n, d), for four queries.
 
@@ -69,14 +64,14 @@ def fisher_between_levels(case: Case) -> Outcome:
 @theorem("1.8c", "The score has mean zero", r"E[s_t(x_t)] = 0", "new")
 def mean_score(case: Case) -> Outcome:
     """Along one fixed direction."""
-    scores = _scores(case)
+    scores = case.sample_scores
     return standard_errors(scores @ case.v64[0], slack=_slack(case, float(np.abs(scores).max()) * math.sqrt(case.dim)))
 
 
 @theorem("1.9", "Bochner's identity", r"E[F] = E[s s^T] =: J", "classical")
 def bochner(case: Case) -> Outcome:
     """Tr F - |s|^2 has mean zero over q."""
-    gap = case.host(case.marginal.fisher(case.samples).trace()) - (_scores(case) ** 2).sum(axis=1)
+    gap = case.host(case.marginal.fisher(case.samples).trace()) - (case.sample_scores**2).sum(axis=1)
     return standard_errors(gap * case.sigma**2, slack=_slack(case, 4.0 * case.dim))
 
 
@@ -85,7 +80,7 @@ def cramer_rao(case: Case) -> Outcome:
     """1/(v.Cov(x) v) - (s.v)^2 has mean at most zero for a unit vector v."""
     v = case.v64[0] / np.linalg.norm(case.v64[0])
     variance = case.alpha**2 * v @ case.model.covariance @ v + case.sigma**2
-    draws = -((_scores(case) @ v) ** 2)
+    draws = -((case.sample_scores @ v) ** 2)
     return exceeds(draws, -1.0 / variance, _slack(case, case.dim / case.sigma**2))
 
 
@@ -93,7 +88,7 @@ def cramer_rao(case: Case) -> Outcome:
 def information_upper(case: Case) -> Outcome:
     """(s.v)^2 has mean at most 1/sigma^2 for a unit vector v."""
     v = case.v64[0] / np.linalg.norm(case.v64[0])
-    return exceeds((_scores(case) @ v) ** 2 * case.sigma**2, 1.0, _slack(case, case.dim))
+    return exceeds((case.sample_scores @ v) ** 2 * case.sigma**2, 1.0, _slack(case, case.dim))
 
 
 @theorem(
@@ -102,7 +97,7 @@ def information_upper(case: Case) -> Outcome:
 def i_mmse(case: Case) -> Outcome:
     """Tr P against |s|^2 on the same draws, in units of rho^2."""
     trace = case.host(case.marginal.fisher(case.samples).posterior_covariance().trace())
-    information = case.sigma**2 * (_scores(case) ** 2).sum(axis=1)
+    information = case.sigma**2 * (case.sample_scores**2).sum(axis=1)
     return standard_errors(trace / case.rho**2 - (case.dim - information), slack=_slack(case, 4.0 * case.dim))
 
 
@@ -120,7 +115,7 @@ def de_bruijn(case: Case) -> Outcome:
         return -case.host(case.model.prior.diffuse(case.alpha, sigma).log_density(x))
 
     slope = (minus_log(1 + t) - minus_log(1 - t)) / (2 * t)
-    information = case.sigma**2 * (_scores(case) ** 2).sum(axis=1)
+    information = case.sigma**2 * (case.sample_scores**2).sum(axis=1)
     return standard_errors(slope - information / 2, slack=case.dim * (t**2 + 1e-6))
 
 
@@ -132,7 +127,7 @@ def stam(case: Case) -> Outcome:
     lower = case.at(0.7 * case.rho)
     a = case.alpha / lower.alpha
     gap = case.sigma**2 - a**2 * lower.sigma**2
-    after, before = (_scores(case) ** 2).sum(axis=1), (_scores(lower) ** 2).sum(axis=1) / a**2
+    after, before = (case.sample_scores**2).sum(axis=1), (lower.sample_scores**2).sum(axis=1) / a**2
     # 1/J is linearised at the mean, so that each draw is one sample of the inequality's violation.
     samples = _linearised_inverse(before) - _linearised_inverse(after)
     return exceeds(samples / case.sigma**2, -gap / case.dim / case.sigma**2, _slack(case, 4.0) + 8.0 / SAMPLES**1.5)

@@ -199,6 +199,11 @@ class Case:
         return self.marginal.sample(SAMPLES, self.seed + 1)
 
     @cached_property
+    def sample_scores(self) -> Any:
+        """Scores at the draws from q, float64."""
+        return self.host(self.marginal.score(self.samples))
+
+    @cached_property
     def true_weights(self) -> Any:
         """Posterior weights by the truth, (8, K) float64 from long double."""
         return self.model.truth.weights_at(self.x64, self.alpha, self.sigma)
@@ -208,11 +213,21 @@ class Case:
         """The true log density along x + h v, for each query."""
         return self.model.truth.along(self.x64, self.v64, self.alpha, self.sigma)
 
-    def true_derivative(self, order: int) -> Derivative:
-        """Derivative of the true log density at the queries along v."""
+    @cached_property
+    def slope(self) -> Derivative:
+        """First derivative of the true log density at the queries along v."""
+        return derivative(self.lines, 1, self._variation_length)
+
+    @cached_property
+    def curvature(self) -> Derivative:
+        """Second derivative of the true log density at the queries along v."""
+        return derivative(self.lines, 2, self._variation_length)
+
+    @property
+    def _variation_length(self) -> Any:
+        """How far along v the log density varies: sigma, or less where the posterior is torn between distant points."""
         spread = np.sqrt(np.maximum(self.covariance_trace, 0.0))
-        scale = self.sigma / (1.0 + spread / self.rho) / np.linalg.norm(self.v64, axis=1)
-        return derivative(self.lines, order, scale)
+        return self.sigma / (1.0 + spread / self.rho) / np.linalg.norm(self.v64, axis=1)
 
     def host(self, array: Array) -> Any:
         """Values as float64 on the host."""

@@ -50,10 +50,10 @@ def standard_errors(samples: Any, expected: Any = 0.0, slack: float = 0.0) -> Ou
 
 
 def sampled(draws: Any, values: Any, weights: Any, slack: float = 0.0) -> Outcome:
-    """Compare averages of draws (n, B) with zero, allowing what Bernstein's inequality does for a discrete distribution.
+    """Compare averages of draws (n, B) with zero, allowing what Bernstein's inequality does for discrete values.
 
-    Where rare values carry the variance, standard errors from the draws say nothing. The values (B, N) and weights (B, N)
-    of the whole distribution bound a deviation that happens by chance once in 1e9.
+    Where rare values carry the variance, standard errors from the draws say nothing. The values (B, N) and weights
+    (B, N) of the whole distribution bound a deviation that happens by chance once in 1e9.
     """
     n, log_chance = len(draws), math.log(2e9)
     weights = weights.astype(np.float64)

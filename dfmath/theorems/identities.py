@@ -55,7 +55,7 @@ def score_is_gradient(case: Case) -> Outcome:
     """Against finite differences of the log density summed in extended precision."""
     along = (case.score * case.v64).sum(axis=1)
     scale = length(case.v64) * (1.0 / case.sigma + length(case.score))
-    return against_derivative(along, case.true_derivative(1), scale, case.precision)
+    return against_derivative(along, case.slope, scale, case.precision)
 
 
 @theorem("1.1c", "Normalised density", r"\log q(x) = \log \sum_k \pi_k N(x; \alpha \mu_k, S_k)", "definition")
@@ -76,7 +76,7 @@ def tweedie_second(case: Case) -> Outcome:
 @theorem("1.2b", "F is minus the Hessian of the log density", r"F = -\nabla^2 \log q", "definition")
 def fisher_is_hessian(case: Case) -> Outcome:
     """Against second differences of the log density summed in extended precision."""
-    true = case.true_derivative(2)
+    true = case.curvature
     got = -(case.v64 * case.fisher_v).sum(axis=1)
     return against_derivative(got, true, length(case.v64) * _fisher_scale(case), case.precision)
 
@@ -92,7 +92,7 @@ def fisher_upper(case: Case) -> Outcome:
 @theorem("1.2d", "The posterior mean's Jacobian", r"\partial m/\partial x = (\alpha/\sigma^2) P", "Tweedie")
 def posterior_mean_jacobian(case: Case) -> Outcome:
     """Alpha m = x + sigma^2 grad log q, so alpha v.(dm/dx) v = |v|^2 + sigma^2 times the truth's second difference."""
-    true = case.true_derivative(2)
+    true = case.curvature
     got = case.alpha**2 / case.sigma**2 * (case.v64 * case.covariance_v).sum(axis=1)
     square = length(case.v64) ** 2
     slope = type(true)(square + case.sigma**2 * true.value, case.sigma**2 * true.error)

@@ -93,7 +93,7 @@ def drift_jacobian(case: Case) -> Outcome:
 
     The drift is -rho^2 grad log q, so its slope along v is -rho^2 times the second derivative of log q.
     """
-    true = case.true_derivative(2)
+    true = case.curvature
     got = case.alpha**2 * case.rho**2 * (case.fisher_v * case.v64).sum(axis=1)
     wanted = -(case.sigma**2) * true.value
     scale = length(case.v64) ** 2 * (1.0 + case.covariance_trace / case.rho**2)
