@@ -1,0 +1,79 @@
+"""How the diffusion Fisher changes along the noise levels of a data set: trace, spectrum, effective rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dfmath._checks import positive_integer
+from dfmath.backends._compat import to_numpy
+from dfmath.priors import Prior
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class LevelProfile:
+    """The Fisher at one noise level, averaged over draws from q, in the canonical form rho^2 F = I - P/rho^2.
+
+    Attributes
+    ----------
+    rho
+        Noise-to-signal ratio.
+    trace, trace_error
+        Mean of tr(rho^2 F)/d, at most 1, and its standard error.
+    quantiles
+        Mean quantiles of the eigenvalues of rho^2 F, from the smallest to the largest; None without the spectrum.
+    effective_rank, effective_rank_error
+        Mean of (tr P)^2/|P|_F^2, how many directions the posterior spreads in, and its standard error; 0 where the
+        posterior is one point.
+    """
+
+    rho: float
+    trace: float
+    trace_error: float
+    quantiles: tuple[float, ...] | None
+    effective_rank: float | None
+    effective_rank_error: float | None
+
+
+def fisher_profile(prior: Prior, rho: float, n: int = 64, seed: int = 0, spectrum: bool = True) -> LevelProfile:
+    """Return the profile of F at one noise level.
+
+    Parameters
+    ----------
+    prior
+        Data distribution.
+    rho
+        Noise-to-signal ratio.
+    n, seed
+        Number of draws from q, and their seed.
+    spectrum
+        Also decompose F and P, a d x d matrix for each draw, one at a time.
+    """
+    marginal = prior.diffuse(1.0, rho)
+    fisher = marginal.fisher(marginal.sample(positive_integer("n", n), seed))
+    trace = rho**2 * to_numpy(fisher.trace()).astype(np.float64) / prior.dim
+    if not spectrum:
+        return LevelProfile(rho, *_mean(trace), None, None, None)
+    rows = [_spectrum(fisher.row(i).posterior_covariance()) for i in range(n)]  # type: ignore[attr-defined]
+    quantiles = np.mean([np.quantile(1.0 - values / rho**2, QUANTILES) for values in rows], axis=0)
+    ranks = np.array([_effective_rank(values) for values in rows])
+    return LevelProfile(rho, *_mean(trace), tuple(float(q) for q in quantiles), *_mean(ranks))
+
+
+def _spectrum(covariance: Any) -> Any:
+    return np.maximum(to_numpy(covariance.eigvalsh())[0].astype(np.float64), 0.0)
+
+
+def _effective_rank(values: Any) -> float:
+    largest = values.max()
+    return float((values / largest).sum() ** 2 / ((values / largest) ** 2).sum()) if largest > 0 else 0.0
+
+
+def _mean(values: Any) -> tuple[float, float]:
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), error
