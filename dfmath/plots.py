@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _paths(prior: Any, starts: Any, rho_max: float, rho_min: float, steps: int =
     """States along the flow, (steps, n, 2), scaled to x."""
     rhos, z = np.geomspace(rho_max, rho_min, steps), starts
     states = [to_numpy(z) / math.hypot(1.0, rho_max)]
-    for high, low in zip(rhos[:-1], rhos[1:], strict=True):
+    for high, low in pairwise(rhos):
         z = probability_flow(prior, z, float(high), float(low), rtol=1e-6).x
         states.append(to_numpy(z) / math.hypot(1.0, low))
     return np.stack(states)

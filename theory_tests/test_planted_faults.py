@@ -1,0 +1,91 @@
+"""`dfmath verify` must fail when the source is wrong: faults are planted in a copy of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FAULTS = {
+    "sign of the Fisher term": (
+        "dfmath/fisher.py",
+        "return combine([(one, moments.within), (-one, moments.between)])",
+        "return combine([(one, moments.within), (one, moments.between)])",
+        "1.2b",
+    ),
+    "sign of the Fisher term in the flow": (
+        "dfmath/flow.py",
+        "weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "-weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "2.3",
+    ),
+    "a weight perturbed by 1e-6": (
+        "dfmath/priors.py",
+        "    logs = _normalised(points, weights, log_weights)\n        xp = array_namespace(points)",
+        "    logs = _normalised(points, weights, log_weights)\n        logs = logs.copy()\n        logs[0] += 1e-6\n"
+        "        xp = array_namespace(points)",
+        "1.3",
+    ),
+    "a weight perturbed by 1e-6 in the kernel": (
+        "backends/numba_cpu.py",
+        "            w = weights[n - start] / mass\n",
+        "            w = weights[n - start] / mass * (1.0 + (1e-6 if n == 0 else 0.0))\n",
+        "1.3",
+    ),
+    "alpha squared by mistake": (
+        "dfmath/marginal.py",
+        'self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)',
+        'self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False) ** 2',
+        "1.1b",
+    ),
+}
+
+
+def _copy(folder: Path) -> Path:
+    """The package as it is installed: one folder, whatever way this copy was installed."""
+    shutil.copytree(ROOT / "dfmath", folder / "dfmath", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("backends", "integrations"):
+        target = folder / "dfmath" / name
+        shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def _verify(folder: Path, *only: str) -> subprocess.CompletedProcess[str]:
+    options = [word for number in only for word in ("--only", number)]
+    command = [sys.executable, "-m", "dfmath", "verify", "--json", *options]
+    # Without the repository on the path and before any installed copy: the folder's own package is imported.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def _plant(folder: Path, file: str, right: str, wrong: str) -> None:
+    path = folder / (file if file.startswith("dfmath/") else f"dfmath/{file}")
+    source = path.read_text()
+    assert source.count(right) == 1, f"{file} no longer holds what the fault replaces"
+    path.write_text(source.replace(right, wrong))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(fault: str, tmp_path: Path) -> None:
+    file, right, wrong, number = FAULTS[fault]
+    folder = _copy(tmp_path)
+    _plant(folder, file, right, wrong)
+    done = _verify(folder, number)
+    assert done.returncode == 1, done.stderr
+    failed = [t["number"] for t in json.loads(done.stdout)["theorems"] if t["verdict"] == "fail"]
+    assert failed == [number]
+
+
+@pytest.mark.slow
+def test_the_copy_passes_without_a_fault(tmp_path: Path) -> None:
+    done = _verify(_copy(tmp_path), *(number for *_, number in FAULTS.values()))
+    assert done.returncode == 0, done.stdout + done.stderr
