@@ -147,4 +147,4 @@ def concatenate(parts: list[Moments]) -> Moments:
         key: stack([getattr(p, key) for p in parts])
         for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted")
     }
-    return Moments(within=second("within"), between=second("between"), **plain)  # type: ignore[arg-type]
+    return Moments(within=second("within"), between=second("between"), **plain)

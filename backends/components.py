@@ -49,8 +49,13 @@ class Local(Protocol):
 class Components(Protocol):
     """K mixture components of one covariance form."""
 
-    centres: Array  # (1, K, d)
-    log_weights: Array  # (1, K)
+    @property
+    def centres(self) -> Array:
+        """(1, K, d)."""
+
+    @property
+    def log_weights(self) -> Array:
+        """(1, K)."""
 
     @property
     def count(self) -> int:

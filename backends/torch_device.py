@@ -7,17 +7,17 @@ keep every (b, N) tile of it alive; with it, the derivative of a score is a Fish
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def tracks_gradients(*tensors: Any) -> bool:
     """Return whether any of these is a tensor that autograd is recording."""
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
 
 
 def with_derivative(x: Tensor, value: Callable[[Tensor], Tensor], pushforward: Product, pullback: Product) -> Tensor:

@@ -118,6 +118,8 @@ def fisher(
     from dfmath.profile import fisher_profile
     from dfmath.theorems.run import noise_levels
 
+    if plot is not None:
+        plots.destination(plot)
     points, name = _points(data, limit, seed)
     prior, rhos, found = PointMasses(points), noise_levels(rho_max, rho_min, levels), []
     with _progress("noise levels", len(rhos)) as advance:
@@ -156,6 +158,8 @@ def ot_test(
     from dfmath.priors import PointMasses
     from dfmath.transport import official_points, official_schedules, ot_check
 
+    if plot is not None:
+        plots.destination(plot)
     if data is None:
         priors: dict[str, Any] = {"three points": official_points(), "three on a line": official_points(collinear=True)}
     else:
@@ -164,7 +168,8 @@ def ot_test(
     if plot is not None and any(prior.dim != 2 for prior in priors.values()):
         raise ValueError(f"plot needs data of dimension 2, got {max(prior.dim for prior in priors.values())}")
     schedules: dict[str, Any] = {"canonical": None, **official_schedules()}
-    rows, canonical = [], {}
+    rows: list[tuple[str, str, Any, float]] = []
+    canonical: dict[str, Any] = {}
     with _progress("flows", len(priors) * len(schedules)) as advance:
         for label, prior in priors.items():
             for name, schedule in schedules.items():
@@ -221,7 +226,7 @@ def info(json: Json = False) -> int:
 
     found = {name: version for name, version in report.versions().items() if version is not None}
     missing = [name for name, version in report.versions().items() if version is None]
-    machine = {"cpu cores": os.cpu_count(), "gpu": _gpus()}
+    machine: dict[str, Any] = {"cpu cores": os.cpu_count(), "gpu": _gpus()}
     if json:
         report.print_json({"versions": found, "not installed": missing, "backends": backends.available(), **machine})
         return 0

@@ -37,7 +37,8 @@ class FlowResult:
         (B,) evaluations of the drift that each trajectory needed.
     error_estimate
         (B,) estimated Euclidean error of x: the local errors of the embedded pair, carried along the linearised flow.
-        Conservative, because the pair's error estimate is of lower order than its result.
+        Conservative, because the pair's error estimate is of lower order than its result; for `rtol` far above 1e-6
+        steps are too long for more than an order of magnitude.
     """
 
     x: Array

@@ -15,15 +15,22 @@ from dfmath.flow import probability_flow
 from dfmath.profile import QUANTILES, LevelProfile
 from dfmath.transport import OTReport
 
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def destination(path: str | Path) -> Path:
+    """Return the path of a figure to be written, or say why it can't be: before the work, not after it."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"plot must end in one of {', '.join(FORMATS)}, got {str(path)!r}")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
+    return path
+
 
 def save(figure: Any, path: str | Path) -> Path:
     """Write a figure to a temporary name beside `path`, then rename: an interruption leaves no half a file."""
-    path = Path(path)
-    formats = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.lstrip(".").lower() not in formats:
-        raise ValueError(f"plot must end in one of .{', .'.join(formats)}, got {str(path)!r}")
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
+    path = destination(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)
@@ -64,11 +71,11 @@ def _line(axis: Any, x: Any, y: Any, error: Any, label: str) -> None:
 
 
 def _quantiles(axis: Any, x: Any, values: Any) -> None:
-    # Negative eigenvalues, where the density is not log-concave, may be large: linear near [0, 1], logarithmic beyond.
     names = ("smallest", *(f"{q:.0%}" for q in QUANTILES[1:-1]), "largest")
     for column, name in zip(values.T, names, strict=True):
         axis.plot(x, column, label=name)
-    axis.set_yscale("symlog", linthresh=1.0)
+    if values.min() < -10.0:  # where the density is far from log-concave: linear near [0, 1], logarithmic beyond
+        axis.set_yscale("symlog", linthresh=1.0)
     axis.axhline(0.0, color="0.5", linewidth=0.8)
     axis.set_ylabel(r"eigenvalues of $\rho^2 F$")
     axis.legend(fontsize=8, title="quantile")

@@ -164,16 +164,19 @@ def _stages(drift: Drift, rows: _Rows, h: Any, t_new: Any) -> tuple[Array, list[
 def _errors(
     rows: _Rows, y_new: Array, h: Any, slopes: list[Array], blocks: list[Block], rtol: float
 ) -> tuple[Any, Array]:
-    """Return Hairer's combined error of the worst block, and the local error of the first block's coordinates."""
+    """Return Hairer's combined error of the worst block, and the fifth-order one of the first block's coordinates.
+
+    The combined error is of the order of the result itself, and as often below its error as above; the fifth-order one
+    is above it wherever steps are in the asymptotic range.
+    """
     table, size = tableau(), array_namespace(y_new).maximum(abs(rows.y), abs(y_new))
     fifth = _weighted(table.e5, slopes)
     e5 = _block_norms(fifth, size, blocks, rtol)
     e3 = _block_norms(_weighted(table.e3, slopes), size, blocks, rtol)
     total = np.sqrt(e5**2 + 0.01 * e3**2)
     damping = np.divide(e5, total, out=np.zeros_like(e5), where=total != 0)
-    first = blocks[0]
-    scale = from_numpy(h * damping[:, 0], y_new)[:, None]
-    return (np.abs(h)[:, None] * e5 * damping).max(axis=1), scale * fifth[:, first.start : first.stop]
+    local = from_numpy(h, y_new)[:, None] * fifth[:, blocks[0].start : blocks[0].stop]
+    return (np.abs(h)[:, None] * e5 * damping).max(axis=1), local
 
 
 def _transport(tangent: Tangent, rows: _Rows, h: Any, t_new: Any, y_new: Array) -> Array:

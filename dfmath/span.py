@@ -138,7 +138,7 @@ def _orthonormal(fisher: DiffusionFisher, tolerance: float) -> OuterProductSpan:
     _checks.fits_in_memory("the dense matrices", *fisher.shape, instead="use form 'centred', or matvec")
     moments = q.moments(fisher.x, ("dense",), "score")
     within, between = moments.within.dense, moments.between.dense
-    shift = xp.linalg.eigvalsh(within)[:, -1]  # type: ignore[arg-type]
+    shift = xp.linalg.eigvalsh(within)[:, -1]
     eye = xp.eye(q.dim, dtype=fisher.x.dtype, device=fisher.x.device)
     values, vectors = xp.linalg.eigh(shift[:, None, None] * eye - within + between)
     values = xp.where(values > 0, values, xp.zeros_like(values))

@@ -35,8 +35,8 @@ FAULTS = {
     ),
     "a weight perturbed by 1e-6 in the kernel": (
         "backends/numba_cpu.py",
-        "            w = weights[n - start] / mass\n",
-        "            w = weights[n - start] / mass * (1.0 + (1e-6 if n == 0 else 0.0))\n",
+        "        w = weights[n - start] / mass\n",
+        "        w = weights[n - start] / mass * (1.0 + (1e-6 if n == 0 else 0.0))\n",
         "1.3",
     ),
     "alpha squared by mistake": (
@@ -57,8 +57,10 @@ def _copy(folder: Path) -> Path:
     return folder
 
 
-def _verify(folder: Path, *only: str) -> subprocess.CompletedProcess[str]:
+def _verify(folder: Path, *only: str, backend: str = "array-api") -> subprocess.CompletedProcess[str]:
     options = [word for number in only for word in ("--only", number)]
+    # A few hundred points, and no kernels to compile where the fault is not in them.
+    options += ["--limit", "300", "--backend", backend]
     command = [sys.executable, "-m", "dfmath", "verify", "--json", *options]
     # Without the repository on the path and before any installed copy: the folder's own package is imported.
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
@@ -79,7 +81,7 @@ def test_a_planted_fault_is_named(fault: str, tmp_path: Path) -> None:
     file, right, wrong, number = FAULTS[fault]
     folder = _copy(tmp_path)
     _plant(folder, file, right, wrong)
-    done = _verify(folder, number)
+    done = _verify(folder, number, backend="numba" if file.startswith("backends") else "array-api")
     assert done.returncode == 1, done.stderr
     failed = [t["number"] for t in json.loads(done.stdout)["theorems"] if t["verdict"] == "fail"]
     assert failed == [number]

@@ -86,7 +86,7 @@ def df_tm_bound(case: Case) -> Outcome:
 
 
 def _local_loss(case: Case, mean: Any) -> Any:
-    """L = E[|eps - eps_th|^2 given x] = (tr P + |m - m_th|^2)/rho^2, each term summed by the truth where it can be."""
+    """l = E[|eps - eps_th|^2 given x] = (tr P + |m - m_th|^2)/rho^2, each term summed by the truth where it can be."""
     if case.model.is_points:
         off = case.model.means[None].astype(np.longdouble) - mean[:, None, :]
         return (np.einsum("bk,bkd->b", case.true_weights, off**2) / case.rho**2).astype(np.float64)

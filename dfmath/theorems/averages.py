@@ -70,7 +70,7 @@ def mean_score(case: Case) -> Outcome:
 
 @theorem("1.9", "Bochner's identity", r"E[F] = E[s s^T] =: J", "classical")
 def bochner(case: Case) -> Outcome:
-    """Tr F - |s|^2 has mean zero over q."""
+    """tr F - |s|^2 has mean zero over q."""
     gap = case.host(case.marginal.fisher(case.samples).trace()) - (case.sample_scores**2).sum(axis=1)
     return standard_errors(gap * case.sigma**2, slack=_slack(case, 4.0 * case.dim))
 
@@ -95,7 +95,7 @@ def information_upper(case: Case) -> Outcome:
     "1.9d", "I-MMSE", r"E\,\mathrm{tr} P = (\sigma^2/\alpha^2)(d - \sigma^2 \mathrm{tr} J)", "Guo, Shamai, Verdu 2005"
 )
 def i_mmse(case: Case) -> Outcome:
-    """Tr P against |s|^2 on the same draws, in units of rho^2."""
+    """tr P against |s|^2 on the same draws, in units of rho^2."""
     trace = case.host(case.marginal.fisher(case.samples).posterior_covariance().trace())
     information = case.sigma**2 * (case.sample_scores**2).sum(axis=1)
     return standard_errors(trace / case.rho**2 - (case.dim - information), slack=_slack(case, 4.0 * case.dim))

@@ -128,7 +128,7 @@ class Case:
 
     @cached_property
     def marginal(self) -> Marginal:
-        """Q at this noise level."""
+        """q at this noise level."""
         return self.model.prior.diffuse(self.alpha, self.sigma)
 
     @cached_property

@@ -91,7 +91,7 @@ def fisher_upper(case: Case) -> Outcome:
 
 @theorem("1.2d", "The posterior mean's Jacobian", r"\partial m/\partial x = (\alpha/\sigma^2) P", "Tweedie")
 def posterior_mean_jacobian(case: Case) -> Outcome:
-    """Alpha m = x + sigma^2 grad log q, so alpha v.(dm/dx) v = |v|^2 + sigma^2 times the truth's second difference."""
+    """alpha m = x + sigma^2 grad log q, so alpha v.(dm/dx) v = |v|^2 + sigma^2 times the truth's second difference."""
     true = case.curvature
     got = case.alpha**2 / case.sigma**2 * (case.v64 * case.covariance_v).sum(axis=1)
     square = length(case.v64) ** 2
@@ -147,12 +147,12 @@ def _worse(a: Outcome, b: Outcome) -> Outcome:
     "1.5",
     "Closed form for Gaussian mixtures",
     r"F = \sum_k w_k L_k - \left[\sum_k w_k s_k s_k^T - s s^T\right]",
-    "Wang et al. 2025 and folklore",
+    PAPER,
     "a mixture with covariances",
 )
 def mixture(case: Case) -> Outcome:
-    """S and F v from dense d x d solves with the truth's weights."""
-    if case.model.is_points:
+    """s and F v from dense d x d solves with the truth's weights."""
+    if case.model.covariances is None:
         raise NotApplicable("the prior is made of point masses; see 1.3")
     spread = case.alpha**2 * case.model.covariances + case.sigma**2 * np.eye(case.dim)
     r = (case.x64[:, None, :] - case.alpha * case.model.means).swapaxes(0, 1)[..., None]

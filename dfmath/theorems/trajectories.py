@@ -50,7 +50,7 @@ def tolerance(case: Case, float64: float = 1e-7) -> float:
     "2.1", "Drift of the probability-flow ODE", r"f x - (g^2/2) s = \alpha' m + \sigma' \epsilon^*", "Song et al. 2021"
 )
 def drift(case: Case) -> Outcome:
-    """Alpha' and sigma' by central differences of the schedules, f and g^2 as they give them."""
+    """alpha' and sigma' by central differences of the schedules, f and g^2 as they give them."""
     worst = 0.0
     for schedule in schedules().values():
         t = schedule.time(case.rho)
@@ -68,7 +68,7 @@ def drift(case: Case) -> Outcome:
 
 
 def _slopes(schedule: Schedule, t: float) -> tuple[float, float]:
-    """Alpha' and sigma' at t: extrapolated central differences, within the domain."""
+    """alpha' and sigma' at t: extrapolated central differences, within the domain."""
     low, high = schedule.domain
     h = min(1e-3 * t, 0.4 * (t - low), 0.4 * (high - t))
     if h <= 0:
@@ -206,7 +206,7 @@ def _density_rounding(case: Case, result: FlowResult) -> float:
     scope="prior",
 )
 def volume(case: Case) -> Outcome:
-    """Log det A from the integrated matrix against the integrated trace, in nats per dimension."""
+    """log det A from the integrated matrix against the integrated trace, in nats per dimension."""
     need_small(case)
     x = starts(case)
     result = flow(case, case.model.prior, x, jacobian=True, log_density=True)

@@ -27,7 +27,7 @@ class DenseMixture:
 
     @cached_property
     def log_weights(self) -> Any:
-        """Log pi, (K,)."""
+        """log pi, (K,)."""
         w = self.weights.astype(Real)
         with np.errstate(divide="ignore"):
             return np.log(w / w.sum())
