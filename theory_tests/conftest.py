@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numba
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -20,6 +21,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("dfmath")
+
+
+# Small problems gain nothing from threads, and on a busy machine wait for them a hundred times as long as they compute.
+# That results do not depend on the number is tested in test_backends.
+numba.set_num_threads(1)
 
 
 def pytest_addoption(parser):

@@ -241,13 +241,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
     many = numba.get_num_threads()
     results = []
     try:
-        for threads in {1, 2, many}:
-            if threads <= numba.config.NUMBA_NUM_THREADS:
-                numba.set_num_threads(threads)
-                results.append(parts_of(moments_of(problem, "score", "numba")))
+        for threads in range(1, 1 + min(4, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            results.append(parts_of(moments_of(problem, "score", "numba")))
     finally:
         numba.set_num_threads(many)
-    assert len(results) > 1 or many == 1
+    assert len(results) > 1 or numba.config.NUMBA_NUM_THREADS == 1
     for name, first in results[0].items():
         for other in results[1:]:
             np.testing.assert_array_equal(other[name], first, err_msg=name)

@@ -1,0 +1,94 @@
+"""The transport check: indices on made matrices, the gap against POT, and known verdicts [MATH 3.1-3.5]."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import ot
+import pytest
+
+from dfmath import GaussianMixture, PointMasses, ot_check
+from dfmath.transport import (
+    asymmetry,
+    asymmetry_offdiagonal,
+    min_eigenvalue,
+    official_points,
+    official_schedules,
+    transport_gap,
+)
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]])
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.1, 1.0, math.pi / 2])
+def test_indices_of_a_rotation(angle: float) -> None:
+    matrix = _rotation(angle)
+    np.testing.assert_allclose(asymmetry(matrix), [math.sin(angle)], atol=1e-15)
+    np.testing.assert_allclose(asymmetry_offdiagonal(matrix), [math.sqrt(2.0) if angle else 0.0], rtol=1e-12)
+    np.testing.assert_allclose(min_eigenvalue(matrix), [math.cos(angle)], atol=1e-15)
+
+
+def test_offdiagonal_index_by_its_formula() -> None:
+    b = np.array([[0.0, 2.0, -1.0], [0.5, 0.0, 3.0], [1.0, 1.0, 0.0]])
+    wanted = np.linalg.norm(b - b.T) / (math.sqrt(2) * np.linalg.norm(b))
+    np.testing.assert_allclose(asymmetry_offdiagonal((b + np.diag([5.0, -7.0, 2.0]))[None]), [wanted], rtol=1e-14)
+
+
+def test_offdiagonal_noise_below_the_floor_is_zero() -> None:
+    matrix = np.eye(2)[None] + np.array([[[0.0, 1e-12], [-1e-12, 0.0]]])
+    assert asymmetry_offdiagonal(matrix, floor=1e-9)[0] == 0.0
+    assert asymmetry_offdiagonal(matrix)[0] > 1.0
+
+
+def test_gap_against_exact_optimal_transport() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((40, 3)), rng.standard_normal((40, 3)) + 1.0
+    cost = ot.dist(a, b)
+    best = ot.emd2(np.full(40, 1 / 40), np.full(40, 1 / 40), cost)
+    np.testing.assert_allclose(transport_gap(a, b), (np.trace(cost) / 40 - best) / best, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", official_schedules())
+def test_official_experiment_is_one_value_for_all_schedules(name: str) -> None:
+    options = {"n": 6, "seed": 1, "start": "gaussian"}
+    canonical = ot_check(official_points(), **options)
+    native = ot_check(official_points(), schedule=official_schedules()[name], **options)
+    difference = np.abs(native.asymmetry_offdiagonal.values - canonical.asymmetry_offdiagonal.values)
+    assert difference.max() < 1e-6
+    assert not native.is_transport
+
+
+def test_official_value() -> None:
+    index = ot_check(official_points(), n=100, seed=2, start="gaussian", rtol=1e-8).asymmetry_offdiagonal
+    assert index.standard_error < 0.04
+    assert abs(index.mean - 0.29) < 4 * index.standard_error
+
+
+def test_points_on_a_line_are_transported() -> None:
+    report = ot_check(official_points(collinear=True), n=20, start="gaussian")
+    assert report.is_transport
+    assert report.asymmetry_offdiagonal.values.max() < 1e-8
+    assert report.transport_gap < 1e-8
+
+
+def test_gaussian_data_are_transported() -> None:
+    factor = np.random.default_rng(3).standard_normal((3, 3))
+    report = ot_check(GaussianMixture(np.zeros((1, 3)), (factor @ factor.T)[None]), n=12)
+    assert report.is_transport
+    assert report.min_eigenvalue.values.min() > 0
+
+
+def test_verdict_follows_its_tolerance() -> None:
+    points = PointMasses(np.array([[0.5, 0.0], [0.0, -0.5], [0.0, 0.0]]))
+    worst = float(ot_check(points, n=4, seed=5).asymmetry.values.max())
+    assert not ot_check(points, n=4, seed=5, tolerance=0.9 * worst).is_transport
+    assert ot_check(points, n=4, seed=5, tolerance=1.1 * worst).is_transport
+
+
+def test_means_and_standard_errors() -> None:
+    index = ot_check(official_points(), n=5, seed=6).asymmetry
+    np.testing.assert_allclose(index.mean, np.mean(index.values))
+    np.testing.assert_allclose(index.standard_error, np.std(index.values, ddof=1) / math.sqrt(5))
