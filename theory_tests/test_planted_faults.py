@@ -63,7 +63,12 @@ def _verify(folder: Path, *only: str, backend: str = "array-api") -> subprocess.
     options += ["--limit", "300", "--backend", backend]
     command = [sys.executable, "-m", "dfmath", "verify", "--json", *options]
     # Without the repository on the path and before any installed copy: the folder's own package is imported.
-    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "NUMBA_CACHE_DIR": str(folder / "cache"),
+        "NUMBA_NUM_THREADS": "1",
+    }
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

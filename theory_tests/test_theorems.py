@@ -85,7 +85,7 @@ def test_every_number_of_the_mathematics_has_a_check() -> None:
 def test_only_selects_by_prefix() -> None:
     assert {t.number for t in select(["1.2"])} == {"1.2"}
     assert {t.number.split(".")[0] for t in select(["3"])} == {"3"}
-    with pytest.raises(ValueError, match=r"theorem must be one of .* did you mean '1\.1'"):
+    with pytest.raises(ValueError, match=r"theorem must be one of .* did you mean '1\.\d'"):
         select(["1.12"])
 
 
