@@ -12,6 +12,8 @@ that carry weight are centred at the heaviest one, then at the tile's mean, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numba
@@ -25,6 +27,7 @@ from numba import njit, prange
 name = "numba"
 
 TILE_BYTES = 2**18  # one thread's centred vectors: half of a 512 KiB second-level cache
+THREAD_WORK = 2**17  # coordinates that are worth a thread: waking one up costs some tens of microseconds
 QUERY_BLOCK = 8  # queries that share one read of a tile of points
 
 _FINE_CUT = 700.0  # weights this far (in log) below the largest underflow: no need to refine their logits
@@ -35,6 +38,17 @@ _fused = njit(fastmath={"contract"}, **_options)  # multiply-adds fused, order k
 _summing = njit(
     fastmath={"contract", "reassoc", "nsz"}, **_options
 )  # sums in vector lanes: only for plain dot products
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Use this many threads, of those the caller allows: small problems would only wait for them on a busy machine."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(number)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def supports(components: Components) -> bool:
@@ -72,13 +86,15 @@ def posterior_moments(
     anchor, shift = np.zeros((count, dim)), np.zeros((count, dim))
     rows = np.zeros((count, 0, dim)) if probes is None else np.ascontiguousarray(np.swapaxes(probes, 1, 2))
     tile = max(16, min(1024, TILE_BYTES // (8 * dim)))
-    block = max(1, min(QUERY_BLOCK, -(-count // numba.get_num_threads())))
+    threads = max(1, min(numba.get_num_threads(), count * components.count * dim // THREAD_WORK))
+    block = max(1, min(QUERY_BLOCK, -(-count // threads)))
     cut = math.inf if tolerance <= 0 else math.log(components.count / tolerance)
-    _sweep(
-        *(np.ascontiguousarray(queries), spherical.centres[0], spherical.log_weights[0].astype(np.float64)),
-        *(spherical.variances[0, :, 0].astype(np.float64), alpha, sigma, space == "score", bool(want)),
-        *(cut, tile, block, rows, log_mass, low, omitted, within, anchor, shift, trace, diagonal, product, dense),
-    )
+    with _threads(threads):
+        _sweep(
+            *(np.ascontiguousarray(queries), spherical.centres[0], spherical.log_weights[0].astype(np.float64)),
+            *(spherical.variances[0, :, 0].astype(np.float64), alpha, sigma, space == "score", bool(want)),
+            *(cut, tile, block, rows, log_mass, low, omitted, within, anchor, shift, trace, diagonal, product, dense),
+        )
     if not want:
         return Moments(log_mass, low, None, None, Second(), Second(), omitted)
     between = Second(
