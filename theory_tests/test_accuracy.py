@@ -144,6 +144,14 @@ def test_mixtures_without_noise(form):
     )
 
 
+@pytest.mark.parametrize("sigma", [0.0, 1e-18])
+@pytest.mark.parametrize("form", FORMS)
+def test_bounds_below_the_rounding_of_the_data(form, sigma):
+    """P of 1e-36 is lost among components that agree on x0 to 1e-16, and the bound says so."""
+    problem = mixture_problem(form, sigma, seed=6)
+    check_bounds(problem, problem.truth()[0])
+
+
 @settings(max_examples=100)
 @given(problems())
 def test_nasty_priors(problem):

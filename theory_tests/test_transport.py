@@ -9,6 +9,8 @@ import ot
 import pytest
 
 from dfmath import GaussianMixture, PointMasses, ot_check
+from dfmath.flow import probability_flow
+from dfmath.priors import Prior
 from dfmath.transport import (
     asymmetry,
     asymmetry_offdiagonal,
@@ -92,3 +94,73 @@ def test_means_and_standard_errors() -> None:
     index = ot_check(official_points(), n=5, seed=6).asymmetry
     np.testing.assert_allclose(index.mean, np.mean(index.values))
     np.testing.assert_allclose(index.standard_error, np.std(index.values, ddof=1) / math.sqrt(5))
+
+
+def test_symmetric_and_antisymmetric_matrices() -> None:
+    symmetric = np.array([[[2.0, -1.0, 0.5], [-1.0, -3.0, 0.0], [0.5, 0.0, 1.0]]])
+    turned = np.array([[[0.0, 1.0], [-1.0, 0.0]]])
+    assert asymmetry(symmetric)[0] == asymmetry_offdiagonal(symmetric)[0] == 0.0
+    assert asymmetry(turned)[0] == 1.0
+    np.testing.assert_allclose(min_eigenvalue(symmetric), np.linalg.eigvalsh(symmetric)[:, 0], rtol=1e-14)
+    skewed = symmetric + np.array([[[0.0, 4.0, 1.0], [-4.0, 0.0, -2.0], [-1.0, 2.0, 0.0]]])
+    np.testing.assert_allclose(min_eigenvalue(skewed), min_eigenvalue(symmetric), rtol=1e-14)
+    assert asymmetry(np.zeros((1, 2, 2)))[0] == asymmetry_offdiagonal(np.eye(2)[None])[0] == 0.0
+
+
+def test_one_index_depends_on_the_axes_and_the_other_does_not() -> None:
+    matrix, turn = np.array([[[3.0, 1.0], [0.2, 1.0]]]), _rotation(0.4)
+    turned = turn @ matrix @ turn.transpose(0, 2, 1)
+    np.testing.assert_allclose(asymmetry(turned), asymmetry(matrix), rtol=1e-13)
+    assert abs(asymmetry_offdiagonal(turned)[0] - asymmetry_offdiagonal(matrix)[0]) > 0.05
+
+
+def test_gap_is_zero_for_the_best_matching_alone() -> None:
+    points = np.random.default_rng(1).standard_normal((20, 2))
+    assert transport_gap(points, 3.0 * points + 1.0) == pytest.approx(0.0, abs=1e-14)
+    assert transport_gap(points, 3.0 * points[::-1] + 1.0) > 0.1
+
+
+PRODUCT = np.array([[x, y] for x in (-1.0, 0.2, 1.0) for y in (0.0, 2.0)])
+
+
+@pytest.mark.parametrize(
+    ("prior", "verdict"),
+    [
+        (PointMasses(np.array([[-1.0], [0.3], [2.0]])), True),
+        (PointMasses(PRODUCT), True),
+        (PointMasses(PRODUCT, weights=np.outer([1.0, 2.0, 3.0], [0.2, 0.8]).ravel()), True),
+        (PointMasses(PRODUCT, weights=np.arange(1.0, 7.0)), False),
+        (GaussianMixture(np.array([[1.0, 2.0], [-1.0, 0.0], [0.5, 1.5]]), 0.1), True),
+        (GaussianMixture(np.array([[1.0, 2.0], [-1.0, 0.0], [0.5, 1.0]]), 0.1), False),
+    ],
+    ids=["one dimension", "product", "weighted product", "no product", "mixture on a line", "mixture off it"],
+)
+def test_sufficient_conditions(prior: Prior, verdict: bool) -> None:
+    """Commuting posterior covariances make the flow a transport map [MATH 3.2]; a hair beside them it is none."""
+    report = ot_check(prior, rho_max=20.0, n=6, seed=3)
+    assert report.is_transport == verdict, report.asymmetry.values
+    assert (report.min_eigenvalue.values > -1e-9).all() or not verdict
+
+
+def test_jacobians_are_the_slopes_of_the_map() -> None:
+    """Central differences of the ends by the starts, so that symmetry is said of the right matrix."""
+    report, h = ot_check(official_points(), rho_max=20.0, rho_min=0.3, n=3), 1e-4
+    slopes = []
+    for step in h * np.eye(2):
+        ends = [
+            probability_flow(official_points(), report.starts + sign * step, 20.0, 0.3, rtol=1e-11, atol=1e-13).x
+            for sign in (1, -1)
+        ]
+        slopes.append((ends[0] - ends[1]) / (2 * h))
+    scale = np.abs(report.jacobians).max()
+    np.testing.assert_allclose(report.jacobians, np.stack(slopes, axis=2), atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("start", ["marginal", "gaussian"])
+def test_starts_come_from_where_they_are_said_to(start: str) -> None:
+    far = PointMasses(np.array([[1000.0, 0.0]]))
+    starts = ot_check(far, rho_max=50.0, rho_min=1.0, n=40, seed=4, start=start).starts
+    mean = np.array([1000.0 if start == "marginal" else 0.0, 0.0])
+    assert (np.abs(starts.mean(axis=0) - mean) <= 6 * 50.0 / 40**0.5).all()
+    again = ot_check(far, rho_max=50.0, rho_min=1.0, n=40, seed=4, start=start).starts
+    np.testing.assert_array_equal(starts, again)
