@@ -10,12 +10,11 @@ import numpy as np
 from dfmath import _checks
 from dfmath.backends import Moments, Space, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, is_torch_array
-from dfmath.backends.components import Components, Full
-from dfmath.backends.sampling import posterior_indices
+from dfmath.backends.components import Components
+from dfmath.draws import draw_posterior, draw_prior
 from dfmath.fisher import DiffusionFisher
 
 _UNDERFLOW = 1e-290  # default tolerance: leave out only weights that are about to underflow
-_CHUNK = 2**22
 
 Function = Callable[[Array], Array]
 Product = Callable[[Array, Array], Array]
@@ -88,47 +87,23 @@ class Marginal:
 
     def sample(self, n: int, seed: int) -> Array:
         """Draw x from q, (n, d); with one noise level per query, n must be their number."""
-        from dfmath.priors import Prior
-
         n, seed = _checks.positive_integer("n", n), _checks.random_seed(seed)
         if self.rows is not None and n != self.rows:
             raise ValueError(f"n must be {self.rows}, the number of noise levels, got {n}")
         xp, dtype = array_namespace(self.home), self.alpha.dtype
-        clean = xp.astype(Prior(self.components, self.home).sample(n, seed), dtype)
+        clean = draw_prior(self.components, self.home, n, np.random.default_rng(seed))
         rng = np.random.default_rng([seed, 1])  # a stream of its own beside the prior's
         noise = from_numpy(rng.standard_normal((n, self.dim)), self.home, dtype)
         return xp.astype(self.alpha[:, None] * clean + self.sigma[:, None] * noise, self.home.dtype)
 
     def sample_posterior(self, x: Array, n: int, seed: int) -> Array:
         """Draw n samples of x0 given each x, (B, n, d): a component by its posterior weight, then N(m_k, P_k)."""
-        xp, rng = array_namespace(self.home), np.random.default_rng(_checks.random_seed(seed))
+        rng = np.random.default_rng(_checks.random_seed(seed))
         n, queries = _checks.positive_integer("n", n), self.door(x)
-        count = x.shape[0]
-        _checks.fits_in_memory("the posterior samples", count, n, self.dim, instead="draw fewer with smaller n")
-        uniforms = from_numpy(rng.random((count, n)), self.home, queries.dtype)
+        _checks.fits_in_memory("the posterior samples", x.shape[0], n, self.dim, instead="draw fewer with smaller n")
         total = self.moments(queries)
-        index = posterior_indices(queries, self.components, self.alpha, self.sigma, total, uniforms)
-        index = xp.reshape(index, (count * n,))
-        owner = xp.arange(count * n, device=queries.device) // n
-        step = max(1, _CHUNK // self.dim ** (2 if isinstance(self.components, Full) else 1))
-        parts = [
-            self._draw_pairs(queries, owner[i : min(i + step, count * n)], index[i : min(i + step, count * n)], rng)
-            for i in range(0, max(1, count * n), step)
-        ]
-        return xp.astype(xp.reshape(xp.concat(parts, axis=0), (count, n, self.dim)), x.dtype)
-
-    def _draw_pairs(self, queries: Array, owner: Array, index: Array, rng: np.random.Generator) -> Array:
-        """One posterior sample for each (query, component) pair."""
-        xp, c = array_namespace(queries), self.components
-        normals = from_numpy(rng.standard_normal((owner.shape[0], 1, c.dim)), queries)
-        extra = from_numpy(rng.standard_normal((owner.shape[0], 1, c.rank)), queries)
-
-        def noise(value: Array) -> Array:
-            return (value if value.shape[0] == 1 else xp.take(value, owner, axis=0))[:, None, None]
-
-        chosen = c.pairs(index, queries.dtype)
-        here = chosen.at(xp.take(queries, owner, axis=0)[:, None, :], noise(self.alpha), noise(self.sigma))
-        return here.draw(normals, extra)[:, 0, :]
+        draws = draw_posterior(self.components, queries, self.alpha, self.sigma, total, n, rng)
+        return self._cast(draws, x)
 
     def moments(
         self, x: Array, want: Iterable[Want] = (), space: Space = "posterior", probes: Array | None = None

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from dfmath import _checks
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, to_numpy
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, to_numpy
 from dfmath.backends.components import Components, Diagonal, Full, LowRankPlusDiagonal
+from dfmath.draws import draw_prior
 from dfmath.marginal import Marginal
-
-_CHUNK = 2**22  # elements gathered together when sampling
 
 
 @dataclass(frozen=True)
@@ -74,19 +73,7 @@ class Prior:
         """
         rng, n = np.random.default_rng(_checks.random_seed(seed)), _checks.positive_integer("n", n)
         _checks.fits_in_memory("the samples", n, self.dim, instead="draw fewer with smaller n")
-        cumulative = np.cumsum(to_numpy(self.weights))
-        index = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
-        xp, c = array_namespace(self._home), self._components
-        dtype = accumulation_dtype(xp, self._home)
-        step = max(1, _CHUNK // c.dim ** (2 if isinstance(c, Full) else 1))
-        parts = []
-        for start in range(0, n, step):
-            rows = index[start : start + step]
-            normals = from_numpy(rng.standard_normal((len(rows), 1, c.dim)), self._home, dtype)
-            extra = from_numpy(rng.standard_normal((len(rows), 1, c.rank)), self._home, dtype)
-            chosen = c.pairs(from_numpy(rows, self._home, xp.int64), dtype)
-            parts.append(xp.astype(chosen.draw_prior(normals, extra)[:, 0, :], self._home.dtype))
-        return xp.concat(parts, axis=0)
+        return array_namespace(self._home).astype(draw_prior(self._components, self._home, n, rng), self.dtype)
 
     def diffuse(self, alpha: float | Array, sigma: float | Array, tolerance: float | None = None) -> Marginal:
         """Return the density q of x = alpha x0 + sigma eps.

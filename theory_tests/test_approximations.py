@@ -13,13 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfmath import PointMasses, _checks, approximations, bounds
+from dfmath import PointMasses, _checks, bounds
 from dfmath.approximations import (
     EndpointFisher,
     GaussianFisher,
+    arguments,
     hutchinson_trace,
     hutchpp_trace,
     local_loss_trace,
+    stochastic_traces,
     trace_matching,
 )
 
@@ -392,7 +394,7 @@ def test_a_row_does_not_depend_on_its_batch_mates_nor_on_blocks(method, monkeypa
     matrix = symmetric(10)
     whole = method(product(matrix), np.zeros((5, 10)), 8, 1)
     alone = method(product(matrix), np.zeros((1, 10)), 8, 1)
-    monkeypatch.setattr(approximations, "_CHUNK", 150)
+    monkeypatch.setattr(stochastic_traces, "_CHUNK", 150)
     blocks = method(product(matrix), np.zeros((5, 10)), 8, 1)
     np.testing.assert_allclose(alone.value, whole.value[:1], rtol=1e-13)
     np.testing.assert_allclose(blocks.value, whole.value, rtol=1e-13)
@@ -461,7 +463,7 @@ def test_hutchpp_takes_another_shift_for_each_row():
 @pytest.mark.parametrize(("d", "probes"), [(1, 4), (4, 4), (5, 60), (3, 4)])
 def test_hutchpp_with_a_budget_for_every_direction_is_exact(d, probes, monkeypatch):
     matrix = symmetric(d)
-    monkeypatch.setattr(approximations, "_CHUNK", 2 * d)
+    monkeypatch.setattr(stochastic_traces, "_CHUNK", 2 * d)
     estimate = hutchpp_trace(product(matrix), np.zeros((2, d)), probes, 0)
     np.testing.assert_allclose(estimate.value, np.full(2, np.trace(matrix)), rtol=1e-13)
     assert estimate.products == d and estimate.standard_error.tolist() == [0.0, 0.0]
@@ -506,7 +508,7 @@ def elsewhere(monkeypatch):
     def to_numpy(array):
         return np.asarray(array.to_device(array_api_strict.Device("CPU_DEVICE")))
 
-    for module in (_checks, approximations, bounds):
+    for module in (_checks, arguments, bounds):
         monkeypatch.setattr(module, "to_numpy", to_numpy)
     return array_api_strict.Device("device1")
 

@@ -16,7 +16,8 @@ from helpers import FORMS, NUMBA, SINGULAR_FORMS, assert_matches, mixture_proble
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from dfmath import PointMasses
-from dfmath.approximations import VARIANTS, EndpointFisher, GaussianFisher
+from dfmath.approximations import EndpointFisher, GaussianFisher
+from dfmath.approximations.endpoint import VARIANTS
 
 PRIORS = ["point-masses", *FORMS, *SINGULAR_FORMS]
 NAMES = [

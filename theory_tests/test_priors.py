@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from strategies import problems
 
-import dfmath.priors
 from dfmath import GaussianMixture, LowRank, PointMasses
+from dfmath import draws as draws_module
 
 DIRECTIONS = np.array(
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, -1.0], [1.0, -2.0, 3.0]]
@@ -184,8 +184,7 @@ def test_posterior_draws_come_in_proportion_at_low_noise(xp_kind):
 @pytest.mark.parametrize("form", [None, "full", "low-rank"])
 def test_chunks_do_not_show_in_samples(form, monkeypatch):
     """Samples are drawn in blocks of bounded memory; their seams keep the distribution, and order."""
-    monkeypatch.setattr(dfmath.priors, "_CHUNK", 9 * 100)
-    monkeypatch.setattr(dfmath.marginal, "_CHUNK", 9 * 100)
+    monkeypatch.setattr(draws_module, "_CHUNK", 9 * 100)
     problem = problem_of(form)
     check_moments(problem.prior().sample(COUNT, 1), softmax(problem.logs), problem.centres, problem.dense_covariances)
     draws = problem.marginal().sample_posterior(problem.x, 4001, 2)
