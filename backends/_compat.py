@@ -18,6 +18,7 @@ __all__ = [
     "device",
     "from_numpy",
     "gather_rows",
+    "index_dtype",
     "is_jax_array",
     "is_numpy_array",
     "is_torch_array",
@@ -49,6 +50,11 @@ def accumulation_dtype(xp: Namespace, like: Array) -> Any:
     info = xp.__array_namespace_info__()
     kinds = info.dtypes(device=device(like), kind="real floating")
     return kinds.get("float64", xp.float32)
+
+
+def index_dtype(like: Array) -> Any:
+    """Return the integer dtype that indices have beside this array: int64, and int32 in JAX without its 64-bit mode."""
+    return array_namespace(like).__array_namespace_info__().default_dtypes(device=device(like))["integral"]
 
 
 def to_numpy(array: Array) -> Any:

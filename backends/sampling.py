@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends._compat import Array, array_namespace, index_dtype
 from dfmath.backends.array_api import component_tiles, local
 from dfmath.backends.components import Components, Local
 from dfmath.backends.moments import Moments
@@ -27,18 +27,18 @@ def posterior_indices(
     Array
         (B, n) component indices. Memory is O(B n + tile).
     """
-    xp = array_namespace(queries)
+    xp, index = array_namespace(queries), index_dtype(queries)
     below = xp.zeros_like(moments.log_mass)
-    chosen = xp.zeros(uniforms.shape, dtype=xp.int64, device=queries.device)
-    last = xp.zeros(moments.log_mass.shape, dtype=xp.int64, device=queries.device)
+    chosen = xp.zeros(uniforms.shape, dtype=index, device=queries.device)
+    last = xp.zeros(moments.log_mass.shape, dtype=index, device=queries.device)
     width = -(-uniforms.shape[1] // components.dim)
     for start, stop in component_tiles(components, queries.shape[0], max(1, width)):
         here = local(queries, components.tile(start, stop, queries.dtype), alpha, sigma)
         weights = posterior_weights(here, moments)
         cumulative = below[:, None] + xp.cumulative_sum(weights, axis=1)
         passed = cumulative[:, None, :] <= uniforms[:, :, None]
-        chosen = chosen + xp.sum(xp.astype(passed, xp.int64), axis=2)
-        places = xp.arange(start, stop, dtype=xp.int64, device=queries.device)
+        chosen = chosen + xp.sum(xp.astype(passed, index), axis=2)
+        places = xp.arange(start, stop, dtype=index, device=queries.device)
         last = xp.maximum(last, xp.max(xp.where(weights > 0, places[None, :], 0), axis=1))
         below = cumulative[:, -1]
     # Rounding may leave the whole cumulative weight just below 1, and a uniform above it.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfmath.backends import Moments
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, to_numpy
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype, to_numpy
 from dfmath.backends.components import Components, Full
 from dfmath.backends.sampling import posterior_indices
 
@@ -26,7 +26,7 @@ def draw_prior(components: Components, home: Array, n: int, rng: np.random.Gener
     index = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
     parts = []
     for piece in _pieces(components, n):
-        chosen = components.pairs(from_numpy(index[piece], home, xp.int64), dtype)
+        chosen = components.pairs(from_numpy(index[piece], home, index_dtype(home)), dtype)
         normals, extra = _noise(components, piece, rng, home, dtype)
         parts.append(chosen.draw_prior(normals, extra)[:, 0, :])
     return xp.concat(parts, axis=0)

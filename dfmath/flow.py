@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dfmath import _checks
 from dfmath.backends import Moments, Want, posterior_moments
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
 from dfmath.schedules import Schedule
@@ -309,7 +309,7 @@ def _result(field: _Field, x: Array, a: float, b: float, solution: Solution, lay
         x=out(scale * layout.state(y)),
         jacobian=out(ratio * layout.matrix(y)) if layout.jacobian else None,
         log_density_change=change,
-        evaluations=from_numpy(solution.evaluations, x, xp.int64),
+        evaluations=from_numpy(solution.evaluations, x, index_dtype(x)),
         error_estimate=out(scale * xp.sqrt(xp.sum(solution.error**2, axis=1))),
     )
 

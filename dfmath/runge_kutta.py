@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfmath.backends._compat import Array, array_namespace, from_numpy, to_numpy
+from dfmath.backends._compat import Array, array_namespace, from_numpy, index_dtype, to_numpy
 
 Drift = Callable[[Array, Array], Array]  # (t (b,), y (b, n)) -> dy/dt (b, n)
 Tangent = Callable[
@@ -64,7 +64,7 @@ class _Rows:
 
     def take(self, keep: Any) -> _Rows:
         xp = array_namespace(self.y)
-        at = from_numpy(np.flatnonzero(keep), self.y, xp.int64)
+        at = from_numpy(np.flatnonzero(keep), self.y, index_dtype(self.y))
         device = {name: xp.take(getattr(self, name), at, axis=0) for name in ("y", "slope", "error")}
         host = {name: getattr(self, name)[keep] for name in ("index", "t", "h", "evaluations")}
         return _Rows(**host, **device)
@@ -213,7 +213,7 @@ def _collect(finished: list[_Rows]) -> Solution:
     """Put finished rows back into the order they came in."""
     xp = array_namespace(finished[0].y)
     order = np.argsort(np.concatenate([rows.index for rows in finished]))
-    at = from_numpy(order, finished[0].y, xp.int64)
+    at = from_numpy(order, finished[0].y, index_dtype(finished[0].y))
     evaluations = np.concatenate([rows.evaluations for rows in finished])[order]
     state = xp.take(xp.concat([rows.y for rows in finished], axis=0), at, axis=0)
     error = xp.take(xp.concat([rows.error for rows in finished], axis=0), at, axis=0)

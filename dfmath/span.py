@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dfmath import _checks
-from dfmath.backends._compat import Array, array_namespace
+from dfmath.backends._compat import Array, array_namespace, index_dtype
 from dfmath.backends.array_api import component_tiles, local
 from dfmath.backends.components import Diagonal
 from dfmath.backends.moments import Space
@@ -144,7 +144,7 @@ def _orthonormal(fisher: DiffusionFisher, tolerance: float) -> OuterProductSpan:
     values = xp.where(values > 0, values, xp.zeros_like(values))
     floor = max(tolerance, q.dim * float(xp.finfo(values.dtype).eps))
     below = xp.all(values <= floor * xp.maximum(shift, values[:, -1])[:, None], axis=0)
-    drop = int(xp.sum(xp.astype(below, xp.int64)))
+    drop = int(xp.sum(xp.astype(below, index_dtype(below))))
     rest = values[:, drop - 1] if drop else xp.zeros_like(shift)
     kept = xp.matrix_transpose(vectors[:, :, drop:])
     return _result(fisher, shift, -values[:, drop:], kept, rest)
