@@ -108,17 +108,29 @@ def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
     return value
 
 
-def finite_rows(name: str, array: Array, unit: str = "row") -> None:
-    """Raise a ValueError that names the first row (or component) with a NaN or an infinity."""
+def finite_rows(name: str, array: Array, unit: str = "row", limit: float = math.inf) -> None:
+    """Raise a ValueError that names the first row (or component) with a NaN, an infinity, or a size over the limit."""
     has_values(name, array)
     xp = array_namespace(array)
-    step = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
+    step, limit = max(1, _CHUNK // max(1, math.prod(array.shape[1:]))), min(limit, float(xp.finfo(array.dtype).max))
     for start in range(0, array.shape[0], step):
-        part = xp.isfinite(array[start : min(start + step, array.shape[0]), ...])
-        if not bool(xp.all(part)):
-            rows = xp.all(xp.reshape(part, (part.shape[0], -1)), axis=1)
-            row = start + int(xp.argmin(xp.astype(rows, xp.int32)))
-            raise ValueError(f"{name} must be finite, got NaN or infinity in {unit} {row}")
+        rows = array[start : min(start + step, array.shape[0]), ...]
+        good = xp.abs(rows) <= limit  # False for NaN and infinity
+        if not bool(xp.all(good)):
+            first = int(xp.argmin(xp.astype(xp.all(xp.reshape(good, (good.shape[0], -1)), axis=1), xp.int32)))
+            finite = bool(xp.all(xp.isfinite(rows[first, ...])))
+            asked = f"at most {limit:g} in size, so that its square is representable" if finite else "finite"
+            came = "more" if finite else "NaN or infinity"
+            raise ValueError(f"{name} must be {asked}, got {came} in {unit} {start + first}")
+
+
+def largest_size(array: Array) -> float:
+    """Return a size such that (x - y)^2/sigma^2 is representable up to it in x and y, and down to its inverse in sigma.
+
+    With room for sums over millions of dimensions, and for the splitting of factors in two-term products.
+    """
+    xp = array_namespace(array)
+    return 1e70 if accumulation_dtype(xp, array) == xp.float64 else 1e8
 
 
 def points(name: str, value: Any, shape: str = "(N, d)") -> Array:
@@ -126,7 +138,7 @@ def points(name: str, value: Any, shape: str = "(N, d)") -> Array:
     real_array(name, value, shape, 2)
     if 0 in value.shape:
         raise ValueError(f"{name} must hold at least one point of at least one dimension, got {describe(value)}")
-    finite_rows(name, value)
+    finite_rows(name, value, limit=largest_size(value))
     return value
 
 
@@ -149,7 +161,7 @@ def batch(name: str, x: Any, dim: int, rows: int | None, home: Array) -> Array:
         raise ValueError(f"{name} must have shape (B, {dim}) to match the prior, got {describe(x)}")
     if rows is not None and x.shape[0] != rows:
         raise ValueError(f"{name} must have {rows} rows, one for each noise level, got {describe(x)}")
-    finite_rows(name, x)
+    finite_rows(name, x, limit=largest_size(x))
     return x
 
 
@@ -165,8 +177,10 @@ def vectors(name: str, v: Any, shape: tuple[int, ...], home: Array, columns: boo
     return v
 
 
-def noise_array(name: str, value: Any, home: Array, *, zero_allowed: bool, owner: str = "prior") -> Array:
-    """Return a noise coefficient as a (1,) or (B,) array in the accumulation dtype."""
+def noise_array(
+    name: str, value: Any, home: Array, *, zero_allowed: bool, owner: str = "prior", least: float = 0.0
+) -> Array:
+    """Return a noise coefficient as a (1,) or (B,) array in the accumulation dtype, at least `least` unless zero."""
     xp = array_namespace(home)
     dtype = accumulation_dtype(xp, home)
     if is_number(value):
@@ -176,7 +190,7 @@ def noise_array(name: str, value: Any, home: Array, *, zero_allowed: bool, owner
         real_array(name, value, "(B,)", min(value.ndim, 1))
         same_home(**{owner: home, name: value})
         array = xp.astype(xp.reshape(value, (-1,)), dtype, copy=False)
-    _check_noise_range(name, array, zero_allowed)
+    _check_noise_range(name, array, zero_allowed, least)
     return array
 
 
@@ -185,15 +199,19 @@ def noise_number(name: str, value: Any, home: Array) -> float:
     return float(noise_array(name, real_number(name, value), home, zero_allowed=False)[0])
 
 
-def _check_noise_range(name: str, array: Array, zero_allowed: bool) -> None:
+def _check_noise_range(name: str, array: Array, zero_allowed: bool, least: float) -> None:
     values = to_numpy(array)
     low, high = (1e-150, 1e150) if values.dtype.itemsize == 8 else (1e-18, 1e18)  # squares must not under- or overflow
+    low = max(low, least)
     good = (values >= low) & (values <= high) | (zero_allowed & (values == 0))
     if not good.all():
         row = int(good.argmin())
         where = f" in row {row}" if values.size > 1 else ""
         floor = "zero or positive" if zero_allowed else "positive"
-        raise ValueError(f"{name} must be {floor}, finite and its square representable, got {values[row]:g}{where}")
+        raise ValueError(
+            f"{name} must be {floor}, finite and its square representable, from {low:.0e} to {high:.0e}, "
+            f"got {values[row]:g}{where}"
+        )
 
 
 def fraction(name: str, value: Any, least: float = 0.0) -> float:

@@ -39,7 +39,8 @@ class Marginal:
         tolerance: float | None = None,
     ) -> None:
         self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)
-        self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=components.variance_range()[0] > 0)
+        least, zero_allowed = 1.0 / _checks.largest_size(home), components.variance_range()[0] > 0
+        self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=zero_allowed, least=least)
         self.tolerance = _UNDERFLOW if tolerance is None else _checks.fraction("tolerance", tolerance)
         self.components, self.home = components, home
         sizes = {self.alpha.shape[0], self.sigma.shape[0]} - {1}

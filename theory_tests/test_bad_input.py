@@ -28,7 +28,7 @@ from dfmath.approximations.endpoint import VARIANTS
 from dfmath.flow import log_likelihood, probability_flow
 from dfmath.predictions import convert
 from dfmath.schedules import EDM, VE, VP, Discrete, FlowMatching, schedule_by_name
-from dfmath.theorems.run import select
+from dfmath.theorems.run import noise_levels, select
 from dfmath.transport import ot_check
 
 PACKAGE = (Path(dfmath.__file__).parent, Path(dfmath_backends.__file__).parent)
@@ -270,6 +270,12 @@ BAD = [
         "nan in row 1",
     ),
     ("sigma-inf", lambda: PRIOR.diffuse(1.0, math.inf), ValueError, "^sigma", "finite", "got inf"),
+    ("points-huge", lambda: PointMasses(changed(POINTS, (1, 0), 1e80)), ValueError, "^points", "1e.70", "row 1$"),
+    ("x-huge", lambda: PRIOR.diffuse(1.0, 1.0).score(changed(X, (1, 0), -1e80)), ValueError, "^x", "1e.70", "row 1$"),
+    ("sigma-too-small-for-data", lambda: PRIOR.diffuse(1.0, 1e-80), ValueError, "^sigma", "from 1e-70", "got 1e-80"),
+    ("theorem-number", lambda: select([1.2]), TypeError, "^theorem", "builtins.str", "float 1.2"),
+    ("levels-text", lambda: noise_levels("high"), TypeError, "^rho_max", "real number", "str 'high'"),
+    ("levels-count", lambda: noise_levels(2.0, 1.0, 0), ValueError, "^count", "positive integer", "int 0"),
     ("sigma-tiny", lambda: PRIOR.diffuse(1.0, 1e-200), ValueError, "^sigma", "representable", "got 1e-200"),
     ("sigma-integer", lambda: PRIOR.diffuse(1.0, np.asarray([1, 2])), TypeError, "^sigma", "float64", "int64"),
     (

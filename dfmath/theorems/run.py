@@ -63,6 +63,8 @@ def _finite(value: float) -> float | None:
 
 def noise_levels(rho_max: float = 80.0, rho_min: float = 0.02, count: int = LEVELS) -> tuple[float, ...]:
     """Return noise-to-signal ratios from high to low, evenly spaced in their logarithm."""
+    rho_max, rho_min = _checks.real_number("rho_max", rho_max), _checks.real_number("rho_min", rho_min)
+    count = _checks.positive_integer("count", count)
     if not 0 < rho_min < rho_max < math.inf:
         raise ValueError(f"rho_min and rho_max must satisfy 0 < rho_min < rho_max, got {rho_min:g} and {rho_max:g}")
     return tuple(float(rho) for rho in np.geomspace(rho_max, rho_min, count))
@@ -80,7 +82,8 @@ def select(only: Iterable[str] | None = None) -> list[Theorem]:
     if only is None:
         return everything
     chosen: dict[str, Theorem] = {}
-    for number in only:
+    for number in (only,) if isinstance(only, str) else only:
+        _checks.instance("theorem", number, str)
         found = [t for t in everything if t.number == number] or [t for t in everything if _begins(t.number, number)]
         if not found:
             _checks.one_of("theorem", number, tuple(t.number for t in everything))
