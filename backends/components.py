@@ -205,9 +205,35 @@ class LocalDiagonal(_Departing):
         return xp.where(weightless, constant, high), error + half_low
 
     def _departures(self, space: Space) -> Array:
-        if space == "score":
-            return -self.residual / self.spread
-        return self.alpha * self.c.variances / self.spread * self.residual
+        return self._slope(space, self.c.variances, self.spread) * self.residual
+
+    def anchored(self, space: Space, index: Array) -> tuple[Array, Array, Array]:
+        """Differences of vectors as p (mu_k - mu_a) + turn r, with p of the wider and r of the narrower of k and a.
+
+        Neither term is larger than the two vectors are, and for equal variances the second is zero.
+        """
+        xp, shape = array_namespace(index), self.residual.shape
+        wide, (residual, centre, variance, spread) = self.c.variances.shape[1] > 1, self._chosen(index)
+        anchor = self._slope(space, variance, spread) * residual
+        level, lever = (self.alpha, self.alpha**2) if space == "score" else (self.sigma**2, self.alpha * self.sigma**2)
+        offsets = level / xp.maximum(self.spread, spread) * (self.c.centres - centre)
+        if wide:
+            turn = lever * (self.c.variances - variance) / (self.spread * spread)
+            offsets = offsets + turn * xp.where(self.spread < spread, self.residual, xp.broadcast_to(residual, shape))
+        high, low = (anchor, xp.zeros_like(anchor)) if space == "score" else double.two_sum(centre, anchor)
+        return high, low, offsets
+
+    def _chosen(self, index: Array) -> list[Array]:
+        """Residual, centre, C and S of one component for each query, (b, 1, d); what is shared stays as it is."""
+        xp, (b, k, _) = array_namespace(index), self.residual.shape
+
+        def pick(values: Array) -> Array:
+            return values if values.shape[1] < k else _pick(xp.broadcast_to(values, (b, k, values.shape[2])), index)
+
+        return [pick(values) for values in (self.residual, self.c.centres, self.c.variances, self.spread)]
+
+    def _slope(self, space: Space, variance: Array, spread: Array) -> Array:
+        return -1.0 / spread if space == "score" else self.alpha * variance / spread
 
     def _eigenvalues(self, space: Space) -> Array:
         return 1.0 / self.spread if space == "score" else self.sigma**2 * self.c.variances / self.spread
@@ -318,7 +344,8 @@ class LocalLowRank(_Departing):
         L = A^-1/2 [(I - U U^T) + U (1 + t^2)^-1 U^T] A^-1/2,
         P = sigma^2 D A^-1 + (sigma^4/alpha^2) A^-1/2 U [t^2/(1 + t^2)] U^T A^-1/2,
 
-    sums of positive terms whose only matrices are d x r.
+    whose only matrices are d x r. (I - U U^T) and 1/A - U gain U^T lose digits along U alone, relative to |L|; where
+    r >= d they are not needed.
     """
 
     def __init__(self, components: LowRankPlusDiagonal, x: Array, alpha: Array, sigma: Array) -> None:
@@ -333,7 +360,8 @@ class LocalLowRank(_Departing):
         self.shrink = 1.0 / (1.0 + stretch**2)
         self.whitened = _residual(x, alpha, components.centres) / self.root
         self.inside = apply_transposed(basis, self.whitened)
-        self.outside = self.whitened - apply(basis, self.inside)
+        self.complete = basis.shape[3] == components.dim  # U U^T = I: nothing is outside, and rounding must not say so
+        self.outside = (0.0 if self.complete else 1.0) * (self.whitened - apply(basis, self.inside))
         square = xp.sum(self.outside**2, axis=2) + xp.sum(self.shrink * self.inside**2, axis=2)
         log_det = xp.sum(xp.log(self.spread), axis=2) + xp.sum(xp.log1p(stretch**2), axis=2)
         self.logits = components.log_weights - 0.5 * (square + log_det + components.dim * LOG_2PI)
@@ -352,7 +380,7 @@ class LocalLowRank(_Departing):
     def _terms(self, space: Space) -> tuple[Array, Array]:
         """G as diag(first) + (B diag(second) B^T) with B = A^-1/2 U."""
         if space == "score":
-            return 1.0 / self.spread, -self._gain
+            return (0.0 * self.spread, self.shrink) if self.complete else (1.0 / self.spread, -self._gain)
         return self.sigma**2 * self.c.diagonal / self.spread, self.sigma**4 / self.alpha**2 * self._gain
 
     def within(self, space: Space, weights: Array, want: frozenset[Want], probes: Array | None) -> Second:

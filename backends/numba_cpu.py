@@ -320,15 +320,16 @@ def _merge_mass(log_mass, log_mass_low, b, top, top_low, mass):  # type: ignore[
 
 @_fused
 def _coefficients(variance, alpha, sigma, score):  # type: ignore[no-untyped-def]
-    """Return (p, q, g) of a spherical component, with r = x - alpha mu and S = alpha^2 c + sigma^2.
+    """Return (S, p, q, g) of a spherical component, with r = x - alpha mu and S = alpha^2 c + sigma^2.
 
     The score s = -r/S and the posterior mean m = mu + (alpha c/S) r are both q r plus a multiple of mu, and their
-    matrices are g I. Differences u_k - u_a = p_a (mu_k - mu_a) + (q_k - q_a) r_k then cancel nowhere.
+    matrices are g I. Differences are u_k - u_a = p (mu_k - mu_a) + (q_k - q_a) r with p of one and r of the other of
+    k and a: with p of the wider, neither term is larger than the two vectors are.
     """
     spread = alpha * alpha * variance + sigma * sigma
     if score:
-        return alpha / spread, -1.0 / spread, 1.0 / spread
-    return sigma * sigma / spread, alpha * variance / spread, sigma * sigma * variance / spread
+        return spread, alpha / spread, -1.0 / spread, 1.0 / spread
+    return spread, sigma * sigma / spread, alpha * variance / spread, sigma * sigma * variance / spread
 
 
 @_fused
@@ -341,18 +342,21 @@ def _centre(x, points, variances, alpha, sigma, score, start, stop, best, weight
     dim, kept, spread = x.shape[0], 0, 0.0
     mean[:] = 0.0
     a = start + best
-    p_a, q_a, g = _coefficients(variances[a if variances.shape[0] > 1 else 0], alpha, sigma, score)
+    variance = variances[a if variances.shape[0] > 1 else 0]
+    s_a, p_a, _, g = _coefficients(variance, alpha, sigma, score)
+    lever = alpha * alpha if score else alpha * sigma * sigma
     for n in range(start, stop):
         w = weights[n - start] / mass
         if w > 0.0:
-            q = q_a
+            p, turn, narrow = p_a, 0.0, n
             if variances.shape[0] > 1:
-                _, q, g = _coefficients(variances[n], alpha, sigma, score)
+                s, p_n, _, g = _coefficients(variances[n], alpha, sigma, score)
+                turn = lever * (variances[n] - variance) / (s * s_a)  # q_n - q_a
+                if s > s_a:
+                    p, narrow = p_n, a
             spread += w * g
-            turn = q - q_a
             for j in range(dim):
-                y = np.float64(points[n, j])
-                u = p_a * (y - points[a, j]) + turn * (x[j] - alpha * y)
+                u = p * (np.float64(points[n, j]) - points[a, j]) + turn * (x[j] - alpha * points[narrow, j])
                 centred[kept, j] = u
                 mean[j] += w * u
             weights[kept] = w
@@ -369,7 +373,7 @@ def _merge_mean(anchor, shift, share, rest, mean, x, centre, variance, alpha, si
 
     The anchor moves to the heavier side.
     """
-    _, q, _ = _coefficients(variance, alpha, sigma, score)
+    _, _, q, _ = _coefficients(variance, alpha, sigma, score)
     for j in range(x.shape[0]):
         # In two terms: the mean of components far from the origin is known no better than eps, its changes are.
         u, low = _two_sum(np.float64(0.0 if score else centre[j]), q * _residual(x[j], alpha, np.float64(centre[j]))[0])

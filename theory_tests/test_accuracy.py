@@ -233,3 +233,25 @@ def test_truth_is_what_automatic_differentiation_gives(form):
     }
     for name in QUANTITIES:
         np.testing.assert_allclose(truth[name], expected[name], rtol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-5, 1e-2])
+def test_a_narrow_component_inside_a_wide_one(sigma):
+    """Vectors of components of very different widths are differenced without their common part."""
+    centres, variances = np.array([[0.1], [100.1], [0.3]]), np.array([0.0, 1e4, 1e-4])
+    x = np.array([[0.1 + 0.7 * sigma], [0.2], [50.0]])
+    logs = np.log(np.array([sigma / 100, 1.0, 0.1]))
+    for covariances in (variances, variances[:, None]):
+        problem = Problem(centres, x, np.ones((3, 1)), 1.0, sigma, covariances, logs)
+        check_bounds(problem, check(problem, "float64"))
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("d", [1, 2])
+def test_factors_that_span_all_dimensions(d, sigma):
+    """Nothing is outside the range of d or more independent factors, and rounding must not say that something is."""
+    rng = np.random.default_rng(d)
+    factors, diagonal = rng.standard_normal((2, d, d + 1)), np.zeros((2, d))
+    x = rng.standard_normal((3, d))
+    problem = Problem(rng.standard_normal((2, d)), x, np.ones((3, d)), 1.0, sigma, (diagonal, factors))
+    check_bounds(problem, check(problem, "float64"))
