@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dfmath import _checks
 from dfmath.backends import Moments, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
+from dfmath.backends.array_api import component_tiles
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
 from dfmath.schedules import Schedule
@@ -30,7 +31,8 @@ class FlowResult:
     x
         (B, d) end points.
     jacobian
-        (B, d, d) derivative of the end points by the starting points, or None if not asked for.
+        (B, d, d) derivative of the end points by the starting points, both as the caller sees them: of z by z, or of x
+        by x when a schedule is given. None if not asked for.
     log_density_change
         (B,) log q at the end less log q at the start, along the trajectory; None if not asked for.
     evaluations
@@ -50,7 +52,17 @@ class FlowResult:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-likelihoods (B,) in nats, with evaluations (B,) and the flow's error estimate (B,)."""
+    """Log-likelihoods of trajectories' starting points.
+
+    Attributes
+    ----------
+    log_density
+        (B,) in nats.
+    evaluations
+        (B,) evaluations of the drift.
+    error_estimate
+        (B,) estimated Euclidean error of the end points, as in `FlowResult`.
+    """
 
     log_density: Array
     evaluations: Array
@@ -85,8 +97,10 @@ def probability_flow(
     jacobian, log_density
         Integrate the flow's Jacobian and the change of log density along with the state.
     rtol, atol
-        Local error for each step and each sample on its own, relative and absolute, in the root-mean-square norm of
-        the state; for the Jacobian `rtol` alone, for the log density `rtol` of one nat.
+        Local error for each step and each sample on its own, in the root-mean-square norm: of the state, relative to
+        its distance from the prior's mean, and absolute; of the Jacobian `rtol` alone; of the log density `rtol` of one
+        nat. With the log density, errors of the state are relative to the noise where that is smaller, and `atol` does
+        not count: across trajectories the density changes by the score, which is of the order of 1/sigma.
     native
         Integrate x' = f x - (g^2/2) s in the schedule's own time and coordinates, to compare with; slower.
 
@@ -103,6 +117,7 @@ def probability_flow(
     Examples
     --------
     >>> import numpy as np
+    >>> from dfmath import GaussianMixture
     >>> prior = GaussianMixture(np.zeros((1, 1)), 1.0)
     >>> flow = probability_flow(prior, np.array([[2.0]]), start=1.0, end=0.5)
     >>> bool(np.isclose(flow.x[0, 0], 2.0 * np.sqrt(1.25 / 2.0)))
@@ -141,6 +156,25 @@ def log_likelihood(
     ----------
     prior, x, start, end, schedule, rtol, atol
         As for `probability_flow`; `start` is the low noise level that x lives at, `end` the high one.
+
+    Returns
+    -------
+    Likelihood
+        In nats, of the whole vector, not per dimension.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `probability_flow`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dfmath import GaussianMixture
+    >>> prior, x = GaussianMixture(np.zeros((1, 1)), 1.0), np.array([[0.5]])
+    >>> found = log_likelihood(prior, x, start=0.1, end=10.0).log_density
+    >>> bool(np.isclose(found[0], prior.diffuse(1.0, 0.1).log_density(x)[0], atol=1e-6))
+    True
     """
     end = _checks.real_number("end", end)
     flow = probability_flow(prior, x, start, end, schedule, log_density=True, rtol=rtol, atol=atol)
@@ -156,8 +190,15 @@ class _Layout:
         self.dim, self.jacobian, self.log_density = dim, jacobian, log_density
         self.end = dim + (dim * dim if jacobian else 0)
 
-    def blocks(self, rtol: float, atol: float) -> list[Block]:
-        blocks = [Block(0, self.dim, atol)]
+    def blocks(self, field: _Field, rtol: float, atol: float) -> list[Block]:
+        centre = _mean(field.prior)
+
+        def size(t: Array, x: Array) -> Array:
+            xp, (alpha, sigma) = array_namespace(x), field.noise(t)
+            distance = xp.sqrt(xp.mean((x - alpha[:, None] * centre) ** 2, axis=1))
+            return xp.minimum(distance, sigma) if self.log_density else distance
+
+        blocks = [Block(0, self.dim, 0.0 if self.log_density else atol, size)]
         if self.jacobian:
             blocks.append(Block(self.dim, self.end, 0.0))
         if self.log_density:
@@ -266,7 +307,15 @@ def _solve(
         stretch, weight = field.coefficients(t)
         return stretch[:, None] * e + weight[:, None] * product
 
-    return integrate(drift, tangent, state, a, b, layout.blocks(rtol, atol), rtol), layout
+    return integrate(drift, tangent, state, a, b, layout.blocks(field, rtol, atol), rtol), layout
+
+
+def _mean(prior: Prior) -> Array:
+    """Mean of the prior, (d,) in the accumulation dtype, tile by tile."""
+    c = prior.components
+    xp, dtype = array_namespace(c.centres), accumulation_dtype(array_namespace(c.centres), c.centres)
+    tiles = (c.tile(start, stop, dtype) for start, stop in component_tiles(c, 1))
+    return sum(xp.matmul(xp.exp(tile.log_weights[0, :]), tile.centres[0, ...]) for tile in tiles)
 
 
 def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:

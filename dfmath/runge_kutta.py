@@ -26,11 +26,15 @@ _MAX_STEPS = 100_000
 
 
 class Block(NamedTuple):
-    """A range of coordinates whose error is measured together, as root mean square: floor + rtol |block|."""
+    """A range of coordinates whose error is measured together, as root mean square, against floor + rtol size.
+
+    `size` (t (b,), block (b, m)) -> (b,) is the block's own root mean square unless given.
+    """
 
     start: int
     stop: int
     floor: float
+    size: Callable[[Array, Array], Array] | None = None
 
 
 class _Tableau(NamedTuple):
@@ -119,9 +123,9 @@ def _begin(drift: Drift, y: Array, start: float, end: float, blocks: list[Block]
     xp, count = array_namespace(y), y.shape[0]
     t = np.full(count, float(start))
     slope = drift(from_numpy(t, y), y)
-    size = _block_norms(y, y, blocks, rtol).max(axis=1)
-    speed = _block_norms(slope, y, blocks, rtol).max(axis=1)
-    h = np.minimum(0.01 * np.maximum(size, 1e-6) / np.maximum(speed, 1e-12), 0.1 * abs(end - start))
+    # How many tolerances the state is worth, at most, and how many it moves by in a unit of time.
+    speed = (_block_norms(slope, blocks) / _tolerances(t, y, blocks, rtol)).max(axis=1)
+    h = np.minimum(0.01 / rtol / np.maximum(speed, 1e-300), 0.1 * abs(end - start))
     error = xp.zeros_like(y[:, blocks[0].start : blocks[0].stop])
     return _Rows(np.arange(count), t, np.sign(end - start) * h, y, slope, error, np.ones(count, dtype=np.int64))
 
@@ -132,13 +136,15 @@ def _step(drift: Drift, tangent: Tangent, rows: _Rows, end: float, blocks: list[
     h = np.where(last, end - rows.t, rows.h)
     t_new = np.where(last, end, rows.t + h)
     y_new, slopes = _stages(drift, rows, h, t_new)
-    ratio, local = _errors(rows, y_new, h, slopes, blocks, rtol)
+    ratio, local = _errors(rows, t_new, y_new, h, slopes, blocks, rtol)
     accept = ratio <= 1.0
     if not np.isfinite(ratio).all():
         row = rows.index[int(np.flatnonzero(~np.isfinite(ratio))[0])]
-        raise RuntimeError(f"the flow of row {row} is not finite; check the prior and the noise levels")
+        raise RuntimeError(
+            f"the flow of row {row}, or its Jacobian, is not finite; leave that row out, or check the noise levels"
+        )
     factor = np.clip(_SAFETY * np.maximum(ratio, 1e-16) ** (-1.0 / _ORDER), _SHRINK, _GROW)
-    error = _transport(tangent, rows, h, t_new, y_new) + local
+    error = _transport(tangent, rows, h, t_new, y_new, slopes[-1]) + local
     return replace(
         rows,
         t=np.where(accept, t_new, rows.t),
@@ -162,40 +168,58 @@ def _stages(drift: Drift, rows: _Rows, h: Any, t_new: Any) -> tuple[Array, list[
 
 
 def _errors(
-    rows: _Rows, y_new: Array, h: Any, slopes: list[Array], blocks: list[Block], rtol: float
+    rows: _Rows, t_new: Any, y_new: Array, h: Any, slopes: list[Array], blocks: list[Block], rtol: float
 ) -> tuple[Any, Array]:
     """Return Hairer's combined error of the worst block, and the fifth-order one of the first block's coordinates.
 
     The combined error is of the order of the result itself, and as often below its error as above; the fifth-order one
-    is above it wherever steps are in the asymptotic range.
+    is above it wherever steps are in the asymptotic range. The state's own rounding counts with it.
     """
-    table, size = tableau(), array_namespace(y_new).maximum(abs(rows.y), abs(y_new))
+    table, xp = tableau(), array_namespace(y_new)
     fifth = _weighted(table.e5, slopes)
-    e5 = _block_norms(fifth, size, blocks, rtol)
-    e3 = _block_norms(_weighted(table.e3, slopes), size, blocks, rtol)
+    tolerance = np.maximum(_tolerances(rows.t, rows.y, blocks, rtol), _tolerances(t_new, y_new, blocks, rtol))
+    e5 = _block_norms(fifth, blocks) / tolerance
+    e3 = _block_norms(_weighted(table.e3, slopes), blocks) / tolerance
     total = np.sqrt(e5**2 + 0.01 * e3**2)
     damping = np.divide(e5, total, out=np.zeros_like(e5), where=total != 0)
-    local = from_numpy(h, y_new)[:, None] * fifth[:, blocks[0].start : blocks[0].stop]
-    return (np.abs(h)[:, None] * e5 * damping).max(axis=1), local
+    first = slice(blocks[0].start, blocks[0].stop)
+    local = from_numpy(h, y_new)[:, None] * fifth[:, first]
+    rounding = float(xp.finfo(y_new.dtype).eps) * xp.abs(y_new[:, first])
+    return (np.abs(h)[:, None] * e5 * damping).max(axis=1), local + xp.sign(local) * rounding
 
 
-def _transport(tangent: Tangent, rows: _Rows, h: Any, t_new: Any, y_new: Array) -> Array:
-    """Carry the error made so far along the flow's own linearisation, by Heun's rule."""
-    step = from_numpy(h, rows.y)[:, None]
-    before = tangent(from_numpy(rows.t, rows.y), rows.y, rows.error)
-    after = tangent(from_numpy(t_new, rows.y), y_new, rows.error + step * before)
-    return rows.error + 0.5 * step * (before + after)
+def _transport(tangent: Tangent, rows: _Rows, h: Any, t_new: Any, y_new: Array, slope_new: Array) -> Array:
+    """Carry the error made so far along the flow's own linearisation, by the classical fourth-order rule.
+
+    The state halfway is that of the cubic through both ends and their slopes.
+    """
+    t, e, step = rows.t, rows.error, from_numpy(h, rows.y)[:, None]
+    y_half = 0.5 * (rows.y + y_new) + 0.125 * step * (rows.slope - slope_new)
+
+    def along(when: Any, y: Array, error: Array) -> Array:
+        return tangent(from_numpy(when, y), y, error)
+
+    k1 = along(t, rows.y, e)
+    k2 = along(t + 0.5 * h, y_half, e + 0.5 * step * k1)
+    k3 = along(t + 0.5 * h, y_half, e + 0.5 * step * k2)
+    k4 = along(t_new, y_new, e + step * k3)
+    return e + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
 
 
-def _block_norms(values: Array, size: Array, blocks: list[Block], rtol: float) -> Any:
-    """Root mean square of each block of `values`, in units of its tolerance: (B, blocks) on the host."""
+def _tolerances(t: Any, y: Array, blocks: list[Block], rtol: float) -> Any:
+    """Error that each block may make in a step: (B, blocks) on the host."""
+    sizes = _block_norms(y, blocks)
+    for i, block in enumerate(blocks):
+        if block.size is not None:
+            sizes[:, i] = to_numpy(block.size(from_numpy(t, y), y[:, block.start : block.stop]))
+    return np.maximum(np.array([block.floor for block in blocks]) + rtol * sizes, 1e-300)
+
+
+def _block_norms(values: Array, blocks: list[Block]) -> Any:
+    """Root mean square of each block, (B, blocks) on the host."""
     xp = array_namespace(values)
-
-    def rms(array: Array, block: Block) -> Any:
-        return np.sqrt(to_numpy(xp.mean(array[:, block.start : block.stop] ** 2, axis=1)))
-
-    norms = [rms(values, k) / np.maximum(k.floor + rtol * rms(size, k), 1e-300) for k in blocks]
-    return np.stack(norms, axis=1)
+    parts = [values[:, block.start : block.stop] for block in blocks]
+    return np.stack([to_numpy(xp.sqrt(xp.mean(part**2, axis=1))) for part in parts], axis=1)
 
 
 def _weighted(coefficients: Any, slopes: list[Array]) -> Array:

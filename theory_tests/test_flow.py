@@ -369,3 +369,23 @@ def test_flows_reach_zero_noise_levels_that_mixtures_allow(form):
         probability_flow(problem.prior(), problem.x, 5.0, rho, rtol=1e-10, atol=1e-12).x for rho in (1e-3, 1e-6)
     )
     assert_matches(nearer, near, 1e-4, like=near)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 80.0), (1e-6, 1.0), (0.02, 80.0)])
+def test_likelihood_far_below_the_data_and_far_from_the_origin(low, high, offset):
+    """Errors of the state count by the score there; what remains is rounding of the offset, eps offset/rho."""
+    points = offset + np.random.default_rng(0).standard_normal((20, 3))
+    q = PointMasses(points).diffuse(1.0, low)
+    x = q.sample(6, 1)
+    found = log_likelihood(PointMasses(points), x, low, high).log_density
+    np.testing.assert_allclose(found, q.log_density(x), rtol=0, atol=3e-7 + 1e-15 * offset / low)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1e-6, 1.0), (1e-6, 1e6), (0.02, 80.0), (80.0, 0.02)])
+def test_error_estimates_cover_the_error_over_many_decades(start, end):
+    points = np.random.default_rng(0).standard_normal((20, 3))
+    x = PointMasses(points).diffuse(1.0, start).sample(8, 0)
+    rough, fine = (probability_flow(PointMasses(points), x, start, end, rtol=rtol, atol=0.0) for rtol in (1e-8, 1e-12))
+    error = np.linalg.norm(rough.x - fine.x, axis=1)
+    assert (error <= rough.error_estimate).all(), error / rough.error_estimate
