@@ -39,6 +39,42 @@ FAULTS = {
         "        w = weights[n - start] / mass * (1.0 + (1e-6 if n == 0 else 0.0))\n",
         "1.3",
     ),
+    "an error bound of zero": (
+        "dfmath/rounding.py",
+        "    bound = dropped + delta * largest + (h + sums) * (covariance + largest) + moved + result",
+        "    bound = 0.0 * moved",
+        "4.9b",
+    ),
+    "sign of the likelihood": (
+        "dfmath/flow.py",
+        "return Likelihood(terminal - flow.log_density_change,",
+        "return Likelihood(terminal + flow.log_density_change,",
+        "2.4",
+    ),
+    "sign of the Fisher term in the official experiment": (
+        "dfmath/flow.py",
+        "weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "-weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "3.5c",
+    ),
+    "a drift ten per cent off": (
+        "dfmath/schedules/variance_preserving.py",
+        "return -speed * xp.sin(speed * (t + self.s))",
+        "return -1.1 * speed * xp.sin(speed * (t + self.s))",
+        "2.1",
+    ),
+    "a bound halved": (
+        "dfmath/bounds.py",
+        "return _at_most(omitted_mass, 1.0) * diameter, half",
+        "return 0.5 * _at_most(omitted_mass, 1.0) * diameter, half",
+        "4.8",
+    ),
+    "a diagonal of the wrong matrix": (
+        "dfmath/operators.py",
+        'return self._out(self.forms("diagonal").diagonal)',
+        'return self._out(self.forms("diagonal").diagonal) * 1.001',
+        "1.2e",
+    ),
     "alpha squared by mistake": (
         "dfmath/marginal.py",
         'self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)',

@@ -36,7 +36,7 @@ class Discrete(VP):
     ((0.0, 2.0), 1.0)
     """
 
-    alphas_cumprod: tuple[float, ...] = field(repr=False)
+    alphas_cumprod: Array = field(repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alphas_cumprod", _read_table("alphas_cumprod", self.alphas_cumprod))

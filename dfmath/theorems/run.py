@@ -11,7 +11,7 @@ import numpy as np
 
 from dfmath import _checks, backends
 from dfmath.backends._compat import Array
-from dfmath.theorems import approximate, averages, identities, maps, trajectories  # noqa: F401 - they register
+from dfmath.theorems import approximate, averages, forms, identities, maps, trajectories  # noqa: F401 - they register
 from dfmath.theorems.case import Case, Model, mixture_model, point_model
 from dfmath.theorems.registry import NotApplicable, Outcome, Theorem, registered
 
@@ -181,7 +181,7 @@ def verify(
     list of Result
         In the order of their numbers. A check that raises counts as failed, with what it said.
     """
-    levels = noise_levels() if rhos is None else rhos
+    levels, seed = noise_levels() if rhos is None else rhos, _checks.random_seed(seed)
     cases = [Case(subject, rho, levels, seed) for rho in levels]
     results = []
     with backends.use("numba" if backend == "numba" else "array-api"):
