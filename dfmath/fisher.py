@@ -47,17 +47,24 @@ class DiffusionFisher(_PosteriorOperator):
         """Return P = Cov[x0 given x] = (sigma^2/alpha^2) (I - sigma^2 F) as an operator [MATH 1.2]."""
         return PosteriorCovariance(self.marginal, self.x, self.dtype)
 
-    def span(self, form: str = "data", tolerance: float = 0.0) -> OuterProductSpan:
+    def span(self, form: str = "orthonormal", tolerance: float = 0.0) -> OuterProductSpan:
         """Return F as a multiple of the identity less a sum of outer products [MATH 1.6].
 
         Parameters
         ----------
         form
-            ``data``: the paper's, outer products of the data and of m = (x + sigma^2 s)/alpha, for point masses;
+            ``orthonormal``: as few orthonormal vectors as `tolerance` allows, for every prior;
             ``centred``: outer products of u_i = y_i - m, or of s_k - s where all covariances are one c I;
-            ``orthonormal``: as few orthonormal vectors as `tolerance` allows, for every prior.
+            ``data``: the paper's, outer products of the data and of m = (x + sigma^2 s)/alpha, for point masses. Its
+            terms grow with the distance of the data from the origin and cancel: see `rounding_error` of the result.
         tolerance
-            For ``orthonormal``: the largest spectral norm, relative to the shift, of what is truncated.
+            For ``orthonormal``: the largest spectral norm, relative to the shift, of what is truncated. The other
+            forms are complete and take 0 alone.
+
+        Returns
+        -------
+        OuterProductSpan
+            With `truncation_error` and `rounding_error`, which add to `error_bound`.
 
         Raises
         ------
@@ -93,6 +100,15 @@ class PosteriorCovariance(_PosteriorOperator):
         moments = self.marginal.moments(self.x, (want,), "posterior", probes)
         one = array_namespace(self.x).ones_like(moments.log_mass)
         return combine([(one, moments.within), (one, moments.between)])
+
+    def logdet(self) -> Array:
+        """Return log det P, (B,): -inf where P is singular to working precision, as it is for N <= d points."""
+        xp = array_namespace(self.x)
+        values = xp.linalg.eigvalsh(self._dense())
+        floor = values.shape[1] * float(xp.finfo(values.dtype).eps) * values[:, -1]
+        singular = values[:, 0] <= floor
+        logs = xp.sum(xp.log(xp.where(singular[:, None], xp.ones_like(values), values)), axis=1)
+        return self._out(xp.where(singular, xp.full_like(logs, -xp.inf), logs))
 
     def error_bound(self) -> Array:
         """Return a certified bound (B,) on the spectral norm of the error of P; see `DiffusionFisher.error_bound`."""

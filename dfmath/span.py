@@ -36,12 +36,17 @@ class OuterProductSpan:
         (B, r, d).
     truncation_error
         (B,) spectral norm of what was left out; zero for the complete forms.
+    rounding_error
+        (B,) bound on the spectral norm of what adding the terms up in their dtype rounds: (r + 8) eps sum abs(c_i)
+        abs(v_i)^2. For ``data`` far from the origin the terms are huge and cancel, and this says by how much; the other
+        forms have nothing to cancel.
     """
 
     shift: Array
     coefficients: Array
     vectors: Array
     truncation_error: Array
+    rounding_error: Array
 
     def matvec(self, v: Array) -> Array:
         """Return F_b v_b for v (B, d) from r inner products: (B, d)."""
@@ -81,7 +86,7 @@ def _common_variance(fisher: DiffusionFisher) -> Array:
     """Return the variance c that all components share, (1, 1, 1), or say that there is none."""
     c = fisher.marginal.components
     if not isinstance(c, Diagonal) or tuple(c.variances.shape[1:]) != (1, 1):
-        needs = "needs point masses or one scalar covariance for all, got other covariances"
+        needs = "needs point masses or one scalar covariance for all components, got other covariances"
         raise ValueError(f"form 'centred' {needs}; use 'orthonormal'")
     return c.variances
 
@@ -105,7 +110,7 @@ def _data(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = I/sigma^2 - (alpha^2/sigma^4) [sum w_i y_i y_i^T - m m^T] [MATH 1.3]."""
     q, xp = fisher.marginal, array_namespace(fisher.x)
     if not isinstance(q.components, Diagonal) or bool(xp.any(q.components.variances != 0.0)):
-        raise ValueError("form 'data' needs point masses, got a mixture of Gaussians; use 'centred' or 'orthonormal'")
+        raise ValueError("form 'data' needs point masses, got a mixture of Gaussians; use 'orthonormal'")
     weights, points = _weights_and_vectors(fisher, "posterior")
     mean = q.moments(fisher.x, ("mean",)).mean
     scale = (q.alpha**2 / q.sigma**4)[:, None]
@@ -156,4 +161,7 @@ def _result(
     xp = array_namespace(vectors)
     shift = xp.broadcast_to(shift, (vectors.shape[0],))
     error = xp.zeros_like(shift) if error is None else error
-    return OuterProductSpan(*(xp.astype(a, fisher.dtype, copy=False) for a in (shift, coefficients, vectors, error)))
+    size = xp.sum(xp.abs(coefficients) * xp.sum(vectors**2, axis=2), axis=1) + xp.abs(shift)
+    rounding = (vectors.shape[1] + 8) * float(xp.finfo(fisher.dtype).eps) * size
+    parts = (shift, coefficients, vectors, error, rounding)
+    return OuterProductSpan(*(xp.astype(a, fisher.dtype, copy=False) for a in parts))

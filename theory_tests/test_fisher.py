@@ -279,3 +279,11 @@ def test_both_share_one_marginal():
     p = f.posterior_covariance().to_dense()
     a, s = ALPHA[:, None, None], SIGMA[:, None, None]
     np.testing.assert_allclose(f.to_dense(), np.eye(3) / s**2 - a**2 / s**4 * p, rtol=1e-11, atol=1e-11)
+
+
+def test_log_determinant_of_a_singular_covariance():
+    """Three points span two dimensions of three; far away, the posterior is one point."""
+    points = np.random.default_rng(0).standard_normal((3, 3))
+    q = PointMasses(points).diffuse(1.0, 1.0)
+    found = q.fisher(np.stack([points[0], 1e6 * points[1]])).posterior_covariance().logdet()
+    np.testing.assert_array_equal(found, -np.inf)

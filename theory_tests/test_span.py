@@ -11,7 +11,7 @@ from hypothesis import given
 from scipy.special import softmax
 from strategies import problems
 
-from dfmath import PointMasses
+from dfmath import GaussianMixture, PointMasses
 
 ALPHA, SIGMA = np.array([1.0, 0.75, 0.5]), np.array([0.5, 1.0, 2.0])
 
@@ -176,3 +176,21 @@ def test_the_complete_orthonormal_span_leaves_nothing_out(problem):
     error = np.linalg.norm(span.to_dense() - fisher.to_dense(), 2, axis=(1, 2))
     assert (error <= span.truncation_error + 1e-13 * size).all()
     assert (span.truncation_error <= 1e-14 * size).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3, 1e5])
+@pytest.mark.parametrize("form", ["data", "centred", "orthonormal"])
+def test_rounding_error_says_what_cancellation_costs(form, offset):
+    rng = np.random.default_rng(2)
+    fisher = PointMasses(offset + rng.standard_normal((40, 3))).diffuse(1.0, 0.3).fisher(offset + np.zeros((4, 3)))
+    span, dense = fisher.span(form), fisher.to_dense()
+    error = np.linalg.norm(span.to_dense() - dense, 2, axis=(1, 2))
+    assert (error <= span.rounding_error + span.truncation_error + fisher.error_bound()).all()
+    small = span.rounding_error <= 1e-11 * np.linalg.norm(dense, 2, axis=(1, 2))
+    assert small.all() == (form != "data" or offset == 0.0)
+
+
+def test_every_prior_has_the_default_form():
+    x = np.zeros((2, 2))
+    full = GaussianMixture(np.eye(2), np.stack([np.eye(2), np.diag([1.0, 3.0])])).diffuse(0.9, 0.5).fisher(x)
+    np.testing.assert_allclose(full.span().to_dense(), full.to_dense(), rtol=1e-12, atol=1e-12)
