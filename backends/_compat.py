@@ -18,6 +18,7 @@ __all__ = [
     "device",
     "from_numpy",
     "gather_rows",
+    "has_no_values",
     "index_dtype",
     "is_jax_array",
     "is_numpy_array",
@@ -75,6 +76,19 @@ def to_numpy(array: Array) -> Any:
         # A namespace whose host has another name: where its arrays go by default.
         home = array_namespace(array).__array_namespace_info__().default_device()
         return np.asarray(to_device(array, home))
+
+
+def has_no_values(array: Array) -> str:
+    """Say why there are no numbers to look at in a torch tensor on device meta or inside `vmap`; empty if there are."""
+    if not is_torch_array(array):
+        return ""
+    if array.is_meta:
+        return "on device meta"
+    import torch
+
+    # Public torch has no word for this; where the private one goes, vmap's own message remains.
+    batched = getattr(getattr(torch._C, "_functorch", None), "is_batchedtensor", None)
+    return "inside vmap: give the whole batch (B, d) instead" if batched is not None and batched(array) else ""
 
 
 def from_numpy(values: Any, like: Array, dtype: Any = None) -> Array:

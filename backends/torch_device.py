@@ -36,6 +36,19 @@ def with_derivative(x: Tensor, value: Callable[[Tensor], Tensor], pushforward: P
     return result
 
 
+def refuse_nan_gradients(tensor: Tensor, sentence: str) -> Tensor:
+    """Return the tensor; raise a ValueError with the sentence when its gradient turns out to hold NaN."""
+
+    def look(gradient: Tensor) -> None:
+        if bool(torch.isnan(gradient).any()):
+            raise ValueError(sentence)
+
+    if tracks_gradients(tensor):
+        tensor = tensor.view_as(tensor)
+        tensor.register_hook(look)
+    return tensor
+
+
 class _ClosedForm(torch.autograd.Function):
     generate_vmap_rule = True
 

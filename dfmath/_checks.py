@@ -18,6 +18,7 @@ from dfmath.backends._compat import (
     accumulation_dtype,
     array_namespace,
     device,
+    has_no_values,
     is_torch_array,
     to_numpy,
 )
@@ -92,8 +93,8 @@ def namespace(name: str, value: Any, expected: str = "an array") -> Namespace:
 
 def has_values(name: str, array: Array) -> None:
     """Raise for tensors that have a shape and a dtype but no numbers in them."""
-    if is_torch_array(array) and array.is_meta:
-        raise ValueError(f"{name} must hold values, got {describe(array)} on device meta")
+    if lack := has_no_values(array):
+        raise ValueError(f"{name} must hold values, got {describe(array)} {lack}")
 
 
 def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
@@ -103,9 +104,14 @@ def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
     if value.dtype not in (info.get("float32"), info.get("float64")):
         raise TypeError(f"{name} must have dtype float32 or float64, got {describe(value)}")
     if value.ndim != ndim:
-        hint = "; add a leading axis for a single point" if (value.ndim, ndim) == (1, 2) else ""
-        raise ValueError(f"{name} must have shape {shape}, got {describe(value)}{hint}")
+        raise ValueError(f"{name} must have shape {shape}, got {describe(value)}{_axis_hint(value.ndim, ndim)}")
     return value
+
+
+def _axis_hint(came: int, wanted: int) -> str:
+    if (came, wanted) == (1, 2):
+        return "; add a leading axis for a single point, or a trailing one for points on a line"
+    return "; add a trailing axis, or use matvec" if (came, wanted) == (2, 3) else ""
 
 
 def finite_rows(name: str, array: Array, unit: str = "row", limit: float = math.inf) -> None:

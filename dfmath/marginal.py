@@ -23,7 +23,8 @@ Product = Callable[[Array, Array], Array]
 class Marginal:
     """The density q of x = alpha x0 + sigma eps for x0 from a prior; made by ``prior.diffuse(alpha, sigma)``.
 
-    All methods take queries x (B, d) in the prior's namespace and device and return arrays in x's dtype; an empty batch
+    All methods raise TypeError or ValueError, naming the row, where queries do not fit the prior; seeds are explicit.
+    They take queries x (B, d) in the prior's namespace and device and return arrays in x's dtype; an empty batch
     has empty results. Inside, sums are kept in float64 wherever the device has it. On torch tensors that require grad
     they differentiate: the derivatives of log density, score and posterior mean are the closed forms s, -F and
     (alpha/sigma^2) P; derivatives of F itself, and those with respect to data or noise levels, go through autograd and
@@ -49,6 +50,11 @@ class Marginal:
                 f"alpha and sigma must have the same length, got {self.alpha.shape[0]} and {self.sigma.shape[0]}"
             )
         self.rows = sizes.pop() if sizes else None
+
+    def __repr__(self) -> str:
+        alpha, sigma = (f"{float(a[0]):g}" if a.shape[0] == 1 else "per query" for a in (self.alpha, self.sigma))
+        c = self.components
+        return f"<Marginal of {c.count} components in {c.dim} dimensions, alpha {alpha}, sigma {sigma}>"
 
     @property
     def dim(self) -> int:

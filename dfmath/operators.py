@@ -22,6 +22,9 @@ class SymmetricOperator(ABC):
         self._shape = shape
         self._dtype = dtype
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of shape {self._shape} and dtype {self._dtype}>"
+
     @abstractmethod
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return one form of the matrices, in the accumulation dtype; `probes` (B, d, p) for ``product``."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfmath import _checks
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, to_numpy
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, is_torch_array, to_numpy
 from dfmath.backends.components import Components, Diagonal, Full, LowRankPlusDiagonal
 from dfmath.draws import draw_prior
 from dfmath.marginal import Marginal
@@ -18,7 +18,23 @@ from dfmath.marginal import Marginal
 
 @dataclass(frozen=True)
 class LowRank:
-    """Covariances diag(diagonal_k) + factors_k factors_k^T: diagonal (K, d), factors (K, d, r)."""
+    """Covariances diag(diagonal_k) + factors_k factors_k^T, for `GaussianMixture`; no d x d matrix is ever formed.
+
+    Attributes
+    ----------
+    diagonal
+        (K, d) zero or positive.
+    factors
+        (K, d, r).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> covariances = LowRank(np.full((1, 3), 0.1), np.ones((1, 3, 1)))
+    >>> prior = GaussianMixture(np.zeros((1, 3)), covariances)
+    >>> prior.diffuse(1.0, 0.5).fisher(np.zeros((1, 3))).logdet().round(6)
+    array([0.890684])
+    """
 
     diagonal: Array
     factors: Array
@@ -30,6 +46,9 @@ class Prior:
     def __init__(self, components: Components, home: Array) -> None:
         self._components = components
         self._home = home  # an array of the caller's, for its namespace, dtype and device
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.count} components in {self.dim} dimensions, dtype {self.dtype}>"
 
     @property
     def dim(self) -> int:
@@ -266,10 +285,21 @@ def _full(centres: Array, logs: Array, matrices: Array) -> Full:
     eps = xp.finfo(centres.dtype).eps
     skew = xp.max(xp.abs(matrices - xp.matrix_transpose(matrices)), axis=(1, 2))
     _check_components(skew <= 8 * eps * scale, "symmetric", skew)
+    matrices = _differentiable("covariances", matrices)
     values, basis = xp.linalg.eigh((matrices + xp.matrix_transpose(matrices)) / 2)
     rounding = centres.shape[2] * eps * scale
     _check_components(values[:, 0] >= -rounding, "positive semidefinite", values[:, 0])
     return Full(centres, logs, xp.where(values < 0, xp.zeros_like(values), values)[None, ...], basis[None, ...])
+
+
+def _differentiable(name: str, matrices: Array) -> Array:
+    """Torch tensors: the derivative of an eigen-decomposition is not defined where eigenvalues coincide."""
+    if not is_torch_array(matrices):
+        return matrices
+    from dfmath.backends.torch_device import refuse_nan_gradients
+
+    sentence = "must have distinct eigenvalues (singular values, for factors) to be differentiated, got equal ones"
+    return refuse_nan_gradients(matrices, f"{name} {sentence}; use diagonal covariances, or separate them")
 
 
 def _check_components(good: Array, expected: str, measured: Array) -> None:
@@ -299,4 +329,5 @@ def _low_rank(centres: Array, logs: Array, given: LowRank) -> LowRankPlusDiagona
     good = xp.isfinite(diagonal) & (diagonal >= 0)
     _check_entries("covariances.diagonal", diagonal, good, "non-negative and finite", "component")
     _checks.finite_rows("covariances.factors", factors, "component")
+    factors = _differentiable("covariances.factors", factors)
     return LowRankPlusDiagonal(centres, logs, diagonal[None, ...], factors[None, ...])

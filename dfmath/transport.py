@@ -102,10 +102,23 @@ def ot_check(
     rtol
         Local error of the integration for each step.
 
+    Returns
+    -------
+    OTReport
+        Indices of every start with mean and standard error, the verdict and its tolerance; starts, ends and Jacobians
+        in canonical coordinates.
+
     Raises
     ------
     TypeError, ValueError
         If an argument is of another kind, or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> line = PointMasses(np.array([[-1.0, -1.0], [0.0, 0.0], [2.0, 2.0]]))
+    >>> ot_check(line, rho_max=20.0, n=4).is_transport
+    True
     """
     check_prior_and_schedule(prior, schedule)
     home = prior.components.centres
@@ -164,7 +177,8 @@ def transport_gap(starts: Array, ends: Array) -> float:
     _checks.fits_in_memory("the transport costs", len(a), len(b), instead="take fewer pairs")
     cost = cdist(a, b, "sqeuclidean")
     best = float(cost[linear_sum_assignment(cost)].mean())
-    return (float(np.trace(cost)) / len(a) - best) / best if best > 0 else 0.0
+    excess = float(np.trace(cost)) / len(a) - best
+    return excess / best if best > 0 else (math.inf if excess > 0 else 0.0)
 
 
 def official_points(collinear: bool = False) -> PointMasses:

@@ -275,3 +275,20 @@ def test_non_contiguous_queries():
     assert not strided.is_contiguous()
     torch.testing.assert_close(q.score(strided), q.score(x), rtol=0, atol=0)
     torch.testing.assert_close(q.score(x.T.contiguous().T), q.score(x), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("form", ["full", "factors"])
+def test_equal_eigenvalues_refuse_gradients_instead_of_giving_nan(form):
+    eye = torch.eye(2, dtype=torch.float64)[None].requires_grad_()
+    covariances = eye if form == "full" else LowRank(torch.ones(1, 2, dtype=torch.float64), eye)
+    prior = GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), covariances)
+    density = prior.diffuse(1.0, 0.5).log_density(torch.tensor([[0.3, 0.4]], dtype=torch.float64))
+    assert bool(torch.isfinite(density).all())
+    with pytest.raises(ValueError, match="distinct"):
+        density.sum().backward()
+
+
+def test_queries_inside_vmap_are_refused_in_one_sentence():
+    q = PointMasses(torch.zeros(3, 2, dtype=torch.float64)).diffuse(1.0, 0.5)
+    with pytest.raises(ValueError, match=r"^x must hold values.*vmap: give the whole batch"):
+        torch.func.vmap(lambda x: q.score(x[None])[0])(torch.zeros(4, 2, dtype=torch.float64))

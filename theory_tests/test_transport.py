@@ -164,3 +164,9 @@ def test_starts_come_from_where_they_are_said_to(start: str) -> None:
     assert (np.abs(starts.mean(axis=0) - mean) <= 6 * 50.0 / 40**0.5).all()
     again = ot_check(far, rho_max=50.0, rho_min=1.0, n=40, seed=4, start=start).starts
     np.testing.assert_array_equal(starts, again)
+
+
+def test_gap_is_infinite_where_the_best_matching_is_free_and_the_given_one_is_not():
+    points = np.random.default_rng(3).standard_normal((5, 2))
+    assert transport_gap(points, points[::-1]) == math.inf
+    assert transport_gap(points, points) == 0.0
