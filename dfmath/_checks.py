@@ -29,6 +29,8 @@ _CHUNK = 2**22  # elements looked at together when searching for a non-finite ro
 def describe(value: Any) -> str:
     """Say what came: type, and shape and dtype where there are any."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if isinstance(value, np.memmap):
+        kind = "an array in a file,"
     if isinstance(value, Number):
         return f"{kind} {value}"
     if isinstance(value, type):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,23 +10,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from dfmath import _checks
 
-app = typer.Typer(
-    help="Second-order quantities of diffusion models, exact where there is a closed form.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+INTERRUPTED = 130
 
-Data = Annotated[Path | None, typer.Option(help="Points (N, d): .npy, or .npz with 'points'. Default: the digits.")]
+
+def _fail(message: str, code: int) -> None:
+    print(f"dfmath: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupted() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end the shutdown in a traceback
+    _fail("interrupted", INTERRUPTED)
+
+
+try:
+    import typer
+except KeyboardInterrupt:
+    _interrupted()
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_POINTS = "Points (N, d): .npy, or .npz with 'points'. Default: "
+Data = Annotated[str | None, typer.Option(metavar="FILE", help=f"{_POINTS}the digits.")]
+PlaneData = Annotated[str | None, typer.Option("--data", metavar="FILE", help=f"{_POINTS}the published three points.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 RhoMax = Annotated[float, typer.Option(help="Highest noise-to-signal ratio.")]
 RhoMin = Annotated[float, typer.Option(help="Lowest noise-to-signal ratio.")]
-Plot = Annotated[Path | None, typer.Option(help="Write a figure (.png, .svg, .pdf).")]
+Plot = Annotated[str | None, typer.Option(metavar="FILE", help="Write a figure (.png, .svg, .pdf).")]
 Limit = Annotated[int, typer.Option(help="Use a random subset of at most this many points.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NUMBER", help="Theorem number, such as 1.2 or 3; repeat it, or separate by commas."),
+]
 
 
 def main() -> None:
@@ -33,22 +52,46 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _interrupted()
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error), 2)
     except Exception as error:
-        # Usage errors of the option parser know their own exit code; anything else is a bug and keeps its traceback.
+        # Usage errors of the option parser know their own text; anything else is a bug and keeps its traceback.
         if hasattr(error, "format_message"):
-            _fail(error.format_message(), 2)
+            _fail(error.format_message() + _usage_hint(error), 2)
         if type(error).__name__ == "Abort":
-            _fail("interrupted", 130)
+            _interrupted()
         raise
+    if code == INTERRUPTED:  # the option parser turns an interruption into its exit code, without a word
+        _interrupted()
     sys.exit(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"dfmath: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+def _usage_hint(error: Any) -> str:
+    """What to do about a file given without its option."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    takes_data = any(parameter.name == "data" for parameter in getattr(command, "params", ()))
+    return "; name a file of points with --data FILE" if takes_data and "extra argument" in str(error) else ""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from dfmath import __version__
+
+        print(f"dfmath {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Second-order quantities of diffusion models, exact where there is a closed form."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -57,28 +100,53 @@ def verify(
     mixture: Annotated[int | None, typer.Option(help="Fit a Gaussian mixture with this many components.")] = None,
     backend: Annotated[str, typer.Option(help="numba, array-api, array-api-strict, torch, jax or cupy.")] = "numba",
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-    only: Annotated[list[str] | None, typer.Option(help="Theorem number, such as 1.2 or 3; may be repeated.")] = None,
+    only: Only = None,
     rho_max: RhoMax = 80.0,
     rho_min: RhoMin = 0.02,
     limit: Limit = 20_000,
     seed: Seed = 0,
     json: Json = False,
 ) -> int:
-    """Check every theorem on the embedded digits or on your own data; exit code 1 if one fails."""
+    """Check every theorem on the digits, or on your own data.
+
+    Exit code 1 if one fails.
+    """
+    from dfmath import report
     from dfmath.theorems import run
 
-    levels, theorems = run.noise_levels(rho_max, rho_min), run.select(only)
+    seed, numbers = _checks.random_seed(seed), _numbers(only)
+    levels, theorems = run.noise_levels(rho_max, rho_min), run.select(numbers)
+    run.builder(_array_backend(backend), dtype)
     points, name = _points(data, limit, seed)
     subject = run.model(points, mixture, backend, dtype, seed)
     with _progress("verifying", len(theorems)) as advance:
         results = run.verify(
-            subject, levels, backend=backend, only=only, seed=seed, progress=lambda t: advance(f"{t.number} {t.title}")
+            subject,
+            levels,
+            backend=backend,
+            only=numbers,
+            seed=seed,
+            progress=lambda t: advance(f"{t.number} {t.title}"),
         )
     counts = {v: sum(r.verdict == v for r in results) for v in ("pass", "fail", "not applicable")}
-    kind = name if mixture is None else f"a mixture of {mixture} Gaussians fitted to {name}"
+    kind = name if mixture is None else f"a mixture of {report.plural(mixture, 'Gaussian')} fitted to {name}"
     about = {"data": kind, "shape": list(points.shape), "backend": backend, "dtype": dtype, "seed": seed}
     _show_theorems(results, counts, about, levels, json)
     return 1 if counts["fail"] else 0
+
+
+def _numbers(only: list[str] | None) -> list[str] | None:
+    """The theorem numbers asked for, one by one; None for all."""
+    if not only:
+        return None
+    return [number.strip() for entry in only for number in entry.split(",") if number.strip()] or [""]
+
+
+def _array_backend(backend: str) -> str:
+    """Refuse the one name that people try and that could mean either of two."""
+    if backend.lower() == "numpy":
+        raise ValueError(f"backend must be 'numba' or 'array-api' for NumPy arrays, got {backend!r}")
+    return backend
 
 
 def _show_theorems(results: list[Any], counts: dict[str, int], about: dict[str, Any], levels: Any, json: bool) -> None:
@@ -92,9 +160,8 @@ def _show_theorems(results: list[Any], counts: dict[str, int], about: dict[str, 
     title = f"{about['data']}, {n} x {d}, {about['backend']}, {about['dtype']}, rho {levels[0]:g} to {levels[-1]:g}"
     report.console().print(report.theorem_table(results, title))
     failed = [f"{r.theorem.number} {r.theorem.title}" for r in results if r.verdict == "fail"]
-    print(
-        f"{len(results)} theorems: {counts['pass']} pass, {counts['not applicable']} not applicable, {len(failed)} fail"
-    )
+    total = report.plural(len(results), "theorem")
+    print(f"{total}: {counts['pass']} pass, {counts['not applicable']} not applicable, {len(failed)} fail")
     for line in failed:
         print(f"FAILED {line}")
 
@@ -112,34 +179,43 @@ def fisher(
     seed: Seed = 0,
     json: Json = False,
 ) -> int:
-    """Trace, spectrum and effective rank along the noise levels of a data set."""
+    """Trace, spectrum and effective rank of F along the noise levels."""
     from dfmath import plots, report
     from dfmath.priors import PointMasses
     from dfmath.profile import fisher_profile
     from dfmath.theorems.run import noise_levels
 
+    seed, samples = _checks.random_seed(seed), _checks.positive_integer("samples", samples)
+    rhos = noise_levels(rho_max, rho_min, _checks.positive_integer("levels", levels))
     if plot is not None:
         plots.destination(plot)
     points, name = _points(data, limit, seed)
-    prior, rhos, found = PointMasses(points), noise_levels(rho_max, rho_min, levels), []
+    prior, found = PointMasses(points), []
     with _progress("noise levels", len(rhos)) as advance:
         for rho in rhos:
             found.append(fisher_profile(prior, rho, samples, seed, spectrum))
             advance(f"rho = {rho:.3g}")
-    title = f"Diffusion Fisher of {name}, {points.shape[0]} x {points.shape[1]}, {samples} draws at each level"
+    draws = report.plural(samples, "draw")
+    title = f"Diffusion Fisher of {name}, {points.shape[0]} x {points.shape[1]}, {draws} at each level"
     if json:
         report.print_json({"data": name, "shape": list(points.shape), "levels": [asdict(level) for level in found]})
     else:
         report.console().print(report.profile_table(found, title))
     if plot is not None:
-        path = plots.save(plots.profile(found, title), plot)
-        print(f"figure: {path}", file=sys.stderr if json else sys.stdout)
+        _save(plots.profile(found, title), plot, json)
     return 0
+
+
+def _save(figure: Any, plot: str, json: bool) -> None:
+    """Write a figure and say where; where programs read standard output, say it beside."""
+    from dfmath import plots
+
+    print(f"figure: {plots.save(figure, plot)}", file=sys.stderr if json else sys.stdout)
 
 
 @app.command("ot-test")
 def ot_test(
-    data: Data = None,
+    data: PlaneData = None,
     rho_max: RhoMax = 80.0,
     rho_min: RhoMin = 0.02,
     starts: Annotated[int, typer.Option(help="Number of trajectories.")] = 50,
@@ -149,24 +225,49 @@ def ot_test(
     seed: Seed = 0,
     json: Json = False,
 ) -> int:
-    """Is the probability-flow map an optimal transport map? The official experiment, or your own data.
+    """Is the probability-flow map an optimal transport map?
 
-    Every schedule is integrated in its own time and coordinates. Exit code 1 if one differs from the canonical
-    value by more than the tolerance.
+    The published experiment, or your own data. Every schedule is integrated in its own time and coordinates. Exit
+    code 1 if one differs from the canonical value by more than the tolerance.
     """
     from dfmath import plots, report
-    from dfmath.priors import PointMasses
-    from dfmath.transport import official_points, official_schedules, ot_check
 
+    seed, starts = _checks.random_seed(seed), _checks.positive_integer("starts", starts)
     if plot is not None:
         plots.destination(plot)
-    if data is None:
-        priors: dict[str, Any] = {"three points": official_points(), "three on a line": official_points(collinear=True)}
-    else:
-        points, name = _points(data, limit, seed)
-        priors = {name: PointMasses(points)}
+    priors = _planes(data, limit, seed)
     if plot is not None and any(prior.dim != 2 for prior in priors.values()):
         raise ValueError(f"plot needs data of dimension 2, got {max(prior.dim for prior in priors.values())}")
+    rows, canonical = _flows(priors, rho_max, rho_min, starts, seed, tolerance)
+    number = report.plural(starts, "start")
+    title = f"Flow maps from rho = {rho_max:g} to {rho_min:g}, {number}, tolerance {tolerance:g}"
+    if json:
+        report.print_json({"rho_max": rho_max, "rho_min": rho_min, "tolerance": tolerance, "checks": _plain(rows)})
+    else:
+        report.console().print(report.transport_table(rows, title))
+    if plot is not None:
+        cases = [(f"{label}: asymmetry {r.asymmetry.mean:.3f}", priors[label], r) for label, r in canonical.items()]
+        _save(plots.trajectories(cases, rho_max, rho_min), plot, json)
+    return 1 if max(row[3] for row in rows) > tolerance else 0
+
+
+def _planes(data: str | None, limit: int, seed: int) -> dict[str, Any]:
+    """The priors to test, by name: the published ones, or the one of a file."""
+    from dfmath.priors import PointMasses
+    from dfmath.transport import official_points
+
+    if data is None:
+        return {"three points": official_points(), "three on a line": official_points(collinear=True)}
+    points, name = _points(data, limit, seed)
+    return {name: PointMasses(points)}
+
+
+def _flows(
+    priors: dict[str, Any], rho_max: float, rho_min: float, starts: int, seed: int, tolerance: float
+) -> tuple[list[tuple[str, str, Any, float]], dict[str, Any]]:
+    """One row for each prior and schedule, and the canonical report of each prior."""
+    from dfmath.transport import official_schedules, ot_check
+
     schedules: dict[str, Any] = {"canonical": None, **official_schedules()}
     rows: list[tuple[str, str, Any, float]] = []
     canonical: dict[str, Any] = {}
@@ -177,16 +278,7 @@ def ot_test(
                 canonical.setdefault(label, found)
                 rows.append((label, name, found, _difference(found, canonical[label])))
                 advance(f"{label}, {name}")
-    title = f"Flow maps from rho = {rho_max:g} to {rho_min:g}, {starts} starts, tolerance {tolerance:g}"
-    if json:
-        report.print_json({"rho_max": rho_max, "rho_min": rho_min, "tolerance": tolerance, "checks": _plain(rows)})
-    else:
-        report.console().print(report.transport_table(rows, title))
-    if plot is not None:
-        cases = [(f"{label}: asymmetry {r.asymmetry.mean:.3f}", priors[label], r) for label, r in canonical.items()]
-        path = plots.save(plots.trajectories(cases, rho_max, rho_min), plot)
-        print(f"figure: {path}", file=sys.stderr if json else sys.stdout)
-    return 1 if max(row[3] for row in rows) > tolerance else 0
+    return rows, canonical
 
 
 def _difference(found: Any, canonical: Any) -> float:
@@ -219,23 +311,29 @@ def _plain(rows: list[tuple[str, str, Any, float]]) -> list[dict[str, Any]]:
 
 @app.command()
 def info(json: Json = False) -> int:
-    """Versions, backends and devices."""
+    """Versions, array libraries, backends and devices."""
     import os
 
     from dfmath import backends, report
 
-    found = {name: version for name, version in report.versions().items() if version is not None}
-    missing = [name for name, version in report.versions().items() if version is None]
+    versions, arrays = report.versions(), report.array_libraries()
+    found = {name: version for name, version in versions.items() if version is not None}
+    missing = [name for name, version in versions.items() if version is None]
     machine: dict[str, Any] = {"cpu cores": os.cpu_count(), "gpu": _gpus()}
     if json:
-        report.print_json({"versions": found, "not installed": missing, "backends": backends.available(), **machine})
+        kinds = {"backends": backends.available(), "array libraries": arrays}
+        report.print_json({"versions": found, "not installed": missing, **kinds, **machine})
         return 0
-    for name, version in found.items():
-        print(f"{name:18}{version}")
-    print(f"{'not installed':18}{', '.join(missing) or 'nothing is missing'}")
-    print(f"{'backends':18}{', '.join(backends.available())}")
-    print(f"{'cpu cores':18}{machine['cpu cores']}")
-    print(f"{'gpu':18}{', '.join(machine['gpu']) or 'none found'}")
+    purposes = {"array-api": "array-api (any array library)", "numba": "numba (compiled, for NumPy arrays)"}
+    rows = found | {
+        "not installed": ", ".join(missing) or "nothing is missing",
+        "array libraries": ", ".join(arrays),
+        "backends": ", ".join(purposes.get(name, name) for name in backends.available()),
+        "cpu cores": machine["cpu cores"],
+        "gpu": ", ".join(machine["gpu"]) or "none found",
+    }
+    for name, value in rows.items():
+        print(f"{name:18}{value}")
     return 0
 
 
@@ -248,16 +346,18 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _points(data: Path | None, limit: int, seed: int) -> tuple[Any, str]:
+def _points(data: str | None, limit: int, seed: int) -> tuple[Any, str]:
     """The data to work on and what to call them."""
     import numpy as np
 
     from dfmath import datasets
-    from dfmath._checks import positive_integer
 
+    limit = _checks.positive_integer("limit", limit)
+    if data == "":
+        raise ValueError("data must name a file, got an empty name")
     points = datasets.digits() if data is None else datasets.load_points(data)
-    name = "the digits" if data is None else data.name
-    if len(points) > positive_integer("limit", limit):
+    name = "the digits" if data is None else Path(data).name
+    if len(points) > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(len(points), limit, replace=False))
         print(f"note: a random {limit} of {len(points)} points; --limit changes that", file=sys.stderr)
         points = points[chosen]

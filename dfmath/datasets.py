@@ -60,6 +60,8 @@ def load_arrays(path: str | Path, required: tuple[str, ...], optional: Iterable[
 def _existing(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be the name of a .npy or .npz file, got {describe(path)}")
+    if not str(path):
+        raise ValueError("path must name a .npy or .npz file, got an empty name")
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -85,7 +87,9 @@ def _unreadable(what: str, error: Exception) -> ValueError:
     if "object" in str(error).lower():
         reason = "pickled objects are refused"
     elif "another kind" in str(error):
-        reason = "got another kind of file"
+        reason = (
+            "got another kind of file; for text, numpy.save('points.npy', numpy.loadtxt(FILE, delimiter=',')) makes one"
+        )
     else:
         reason = "got one that is damaged, cut short or not readable"
     return ValueError(f"{what} must hold numbers in NumPy's formats, .npy or .npz: {reason}")
@@ -106,10 +110,9 @@ def _read(archive: Any, name: str, path: Path) -> Any:
 def _plain(array: np.ndarray, where: str) -> np.ndarray:
     """Refuse what is not a float array here, where the file can still be named."""
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(
-            f"the array in {where!r} must have dtype float32 or float64, got {describe(array)}; "
-            "save it with .astype('float64')"
-        )
+        came = f"one of shape {array.shape} and dtype {array.dtype}"
+        hint = "; numpy.save(FILE, array.astype('float64')) converts it" if array.dtype.kind in "biuf" else ""
+        raise TypeError(f"the array in {where!r} must have dtype float32 or float64, got {came}{hint}")
     return array
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,45 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def destination(path: str | Path) -> Path:
     """Return the path of a figure to be written, or say why it can't be: before the work, not after it."""
+    if not str(path):
+        raise ValueError("plot must name a file, got an empty name")
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"plot must end in one of {', '.join(FORMATS)}, got {str(path)!r}")
-    if not path.resolve().parent.is_dir():
+    if path.is_dir():
+        raise ValueError(f"plot must name a file, got {str(path)!r}, which is a folder")
+    folder = path.resolve().parent
+    if not folder.is_dir():
         raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
+    if not _writable(folder):
+        raise ValueError(f"plot must be in a folder that can be written to, got {str(path)!r}")
     return path
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made here: permissions alone don't tell, on file systems that take none."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def save(figure: Any, path: str | Path) -> Path:
     """Write a figure to a temporary name beside `path`, then rename: an interruption leaves no half a file."""
     path = destination(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"plot can't be written to {str(path)!r}: {error.strerror or 'the system refused it'}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -47,21 +74,31 @@ def _figure(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any,
 def profile(levels: list[LevelProfile], title: str) -> Any:
     """Draw trace, spectrum and effective rank of the Fisher against the noise level."""
     with_spectrum = levels[0].quantiles is not None
-    figure, axes = _figure(3 if with_spectrum else 1)
+    figure, axes = _figure(3) if with_spectrum else _figure(1, width=6.4, height=4.4)
     rho = np.array([level.rho for level in levels])
     trace, error = np.array([(level.trace, level.trace_error) for level in levels]).T
     _line(axes[0], rho, trace, 2 * error, r"$\rho^2\,\mathrm{tr}F\,/\,d$")
     if with_spectrum:
         _quantiles(axes[1], rho, np.array([level.quantiles for level in levels]))
-        rank = [(level.effective_rank, level.effective_rank_error) for level in levels]
-        values, errors = np.array(rank, dtype=np.float64).T
-        _line(axes[2], rho, values, 2 * errors, r"effective rank of $P$: $(\mathrm{tr}P)^2/|P|_F^2$")
+        _ranks(axes[2], rho, levels)
     for axis in axes:
         axis.set_xscale("log")
+        axis.set_xlim(rho.min() / 1.2, rho.max() * 1.2)  # the same in each panel, also where one has gaps
         axis.set_xlabel(r"noise-to-signal ratio $\rho$")
         axis.grid(alpha=0.25)
-    figure.suptitle(title)
+    figure.suptitle(_wrapped(title, figure))
     return figure
+
+
+def _wrapped(title: str, figure: Any) -> str:
+    """Break a title into lines that the figure holds, at about ten letters an inch."""
+    return textwrap.fill(title, int(10 * figure.get_figwidth()))
+
+
+def _ranks(axis: Any, rho: Any, levels: list[LevelProfile]) -> None:
+    """Effective ranks, with gaps where there is none: None becomes NaN."""
+    ranks = np.array([(level.effective_rank, level.effective_rank_error) for level in levels], dtype=np.float64)
+    _line(axis, rho, ranks[:, 0], 2 * ranks[:, 1], r"effective rank of $P$: $(\mathrm{tr}P)^2/|P|_F^2$")
 
 
 def _line(axis: Any, x: Any, y: Any, error: Any, label: str) -> None:
@@ -72,8 +109,9 @@ def _line(axis: Any, x: Any, y: Any, error: Any, label: str) -> None:
 
 def _quantiles(axis: Any, x: Any, values: Any) -> None:
     names = ("smallest", *(f"{q:.0%}" for q in QUANTILES[1:-1]), "largest")
-    for column, name in zip(values.T, names, strict=True):
-        axis.plot(x, column, label=name)
+    sizes = np.linspace(8.0, 2.5, len(names))  # where curves coincide, each later one shows inside the earlier
+    for column, name, size, line in zip(values.T, names, sizes, ("-", "--", "-.", ":", "-"), strict=True):
+        axis.plot(x, column, line, marker="o", markersize=size, linewidth=0.5 + size / 4, label=name)
     if values.min() < -10.0:  # where the density is far from log-concave: linear near [0, 1], logarithmic beyond
         axis.set_yscale("symlog", linthresh=1.0)
     axis.axhline(0.0, color="0.5", linewidth=0.8)
@@ -82,28 +120,44 @@ def _quantiles(axis: Any, x: Any, values: Any) -> None:
 
 
 def trajectories(cases: list[tuple[str, Any, OTReport]], rho_max: float, rho_min: float, shown: int = 24) -> Any:
-    """Draw two-dimensional trajectories, coloured by the asymmetry of their Jacobian; one panel for each case.
+    """Draw two-dimensional trajectories, coloured by the asymmetry of their final Jacobian; one panel for each case.
 
-    Each case is (title, prior, report). Axes are x = z/sqrt(1 + rho^2), which is of order one at every noise level.
+    Each case is (title, prior, report). Axes are z/sqrt(1 + rho^2), which is of order one at every noise level.
     """
-    figure, axes = _figure(len(cases), width=5.2, height=4.6)
+    figure, axes = _figure(len(cases), width=5.6, height=5.0)
     largest = max(float(report.asymmetry.values[:shown].max()) for _, _, report in cases)
     for axis, (title, prior, report) in zip(axes, cases, strict=True):
         paths = _paths(prior, report.starts[:shown], rho_max, rho_min)
+        _draw_data(axis, to_numpy(prior.components.centres)[0])
         lines = _draw_paths(axis, paths, report.asymmetry.values[:shown], max(largest, 1e-12))
-        points = to_numpy(prior.components.centres)[0]
-        axis.plot(*points.T, "k*", markersize=11, zorder=5, label="data")
-        axis.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-        axis.plot(*paths[0].T, "o", color="0.4", markersize=3, label="starts")
-        axis.legend(fontsize=8, loc="lower left")
-    figure.colorbar(lines, ax=axes, label=r"asymmetry $|A-A^T|_F\,/\,2|A|_F$")
+        axis.plot(*paths[0].T, "o", color="0.3", markersize=3.5, zorder=3, label="starts")
+        axis.set(title=textwrap.fill(title, 44), xlabel=_SCALED.format(1), ylabel=_SCALED.format(2))
+        axis.set_aspect("equal", adjustable="datalim")  # panels keep their size, and the colour bar theirs
+        axis.legend(fontsize=8, loc="best")
+    figure.colorbar(lines, ax=list(axes), label=r"final asymmetry $|A-A^T|_F\,/\,2|A|_F$", pad=0.02)
     return figure
+
+
+_SCALED = r"$z_{}/\sqrt{{1+\rho^2}}$"
+
+
+def _draw_data(axis: Any, points: Any) -> None:
+    """Stars below the trajectories, smaller and fainter the more there are."""
+    crowd = math.log10(max(len(points), 3) / 3)  # 0 for the three published points, 2 for 300, 4 for 30000
+    size, alpha = max(2.0, 12.0 - 4.0 * crowd), max(0.15, 1.0 - 0.3 * crowd)
+    axis.plot(*points.T, "*", color="black", markersize=size, alpha=alpha, markeredgewidth=0, zorder=1, label="data")
 
 
 def _draw_paths(axis: Any, paths: Any, colours: Any, largest: float) -> Any:
     from matplotlib.collections import LineCollection
 
-    lines = LineCollection(list(paths.swapaxes(0, 1)), cmap="viridis", linewidths=1.2)
+    lines = LineCollection(
+        list(paths.swapaxes(0, 1)),
+        cmap="viridis",
+        linewidths=1.4,
+        zorder=2,
+        label="trajectories, coloured by final asymmetry",
+    )
     lines.set_array(np.asarray(colours))
     lines.set_clim(0.0, largest)
     axis.add_collection(lines)

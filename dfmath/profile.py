@@ -24,12 +24,13 @@ class LevelProfile:
     rho
         Noise-to-signal ratio.
     trace, trace_error
-        Mean of tr(rho^2 F)/d, at most 1, and its standard error.
+        Mean of tr(rho^2 F)/d, at most 1, and its standard error; NaN for a single draw.
     quantiles
         Mean quantiles of the eigenvalues of rho^2 F, from the smallest to the largest; None without the spectrum.
     effective_rank, effective_rank_error
-        Mean of (tr P)^2/|P|_F^2, how many directions the posterior spreads in, and its standard error; 0 where the
-        posterior is one point.
+        Mean of (tr P)^2/|P|_F^2, how many directions the posterior spreads in, and its standard error. Draws whose P
+        vanishes in floating point, where the posterior is one point, have no such number and are left out; None where
+        all of them do, and without the spectrum.
     """
 
     rho: float
@@ -61,8 +62,9 @@ def fisher_profile(prior: Prior, rho: float, n: int = 64, seed: int = 0, spectru
         return LevelProfile(rho, *_mean(trace), None, None, None)
     rows = [_spectrum(fisher.row(i).posterior_covariance()) for i in range(n)]  # type: ignore[attr-defined]
     quantiles = np.mean([np.quantile(1.0 - values / rho**2, QUANTILES) for values in rows], axis=0)
-    ranks = np.array([_effective_rank(values) for values in rows])
-    return LevelProfile(rho, *_mean(trace), tuple(float(q) for q in quantiles), *_mean(ranks))
+    ranks = np.array([_effective_rank(values) for values in rows if values.max() > 0.0])
+    rank = _mean(ranks) if ranks.size else (None, None)
+    return LevelProfile(rho, *_mean(trace), tuple(float(q) for q in quantiles), *rank)
 
 
 def _spectrum(covariance: Any) -> Any:
@@ -70,8 +72,8 @@ def _spectrum(covariance: Any) -> Any:
 
 
 def _effective_rank(values: Any) -> float:
-    largest = values.max()
-    return float((values / largest).sum() ** 2 / ((values / largest) ** 2).sum()) if largest > 0 else 0.0
+    relative = values / values.max()  # squares of the values themselves may underflow
+    return float(relative.sum() ** 2 / (relative**2).sum())
 
 
 def _mean(values: Any) -> tuple[float, float]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import math
+import os
 import platform
+from collections import Counter
 from collections.abc import Iterable
+from string import ascii_lowercase
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dfmath.profile import LevelProfile
@@ -29,6 +34,8 @@ LIBRARIES = (
     "POT",
     "diffusers",
 )
+ARRAY_LIBRARIES = ("numpy", "torch", "jax", "cupy", "array-api-strict")
+_WHEELS = {"cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x")}  # one library, a name for each CUDA
 _COLOURS = {"pass": "green", "fail": "bold red", "not applicable": "yellow"}
 
 
@@ -39,10 +46,22 @@ def versions() -> dict[str, str | None]:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for wheel in _WHEELS.get(name, (name,)):
+        try:
+            return importlib.metadata.version(wheel)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def array_libraries() -> list[str]:
+    """Return the installed array libraries that priors can be made of."""
+    return [name for name in ARRAY_LIBRARIES if importlib.util.find_spec(name.replace("-", "_")) is not None]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 draw, 2 draws."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -59,14 +78,16 @@ def _plain(value: Any) -> Any:
 
 
 def console() -> Console:
-    """Return the console that tables go to: as wide as the terminal, or wide enough for a pipe."""
+    """Return the console that tables go to: as wide as the terminal or COLUMNS says, or wide enough for a pipe."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=132)
+    return plain if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit() else Console(width=132)
 
 
 def theorem_table(results: Iterable[Result], title: str) -> Table:
-    """Return the table of theorems."""
-    table = Table(title=title, title_justify="left")
+    """Return the table of theorems; reasons that several share stand once, below it."""
+    results = list(results)
+    letters = _letters([r.reason for r in results])
+    table = Table(title=escape(title), title_justify="left", caption=_legend(letters), caption_justify="left")
     table.add_column("no.", no_wrap=True)
     table.add_column("theorem")
     table.add_column("worst", justify="right", no_wrap=True)
@@ -77,8 +98,19 @@ def theorem_table(results: Iterable[Result], title: str) -> Table:
     for r in results:
         colour = _COLOURS[r.verdict]
         numbers = ("", "", "") if r.worst is None else _numbers(r)
-        table.add_row(r.theorem.number, r.theorem.title, *numbers, f"[{colour}]{r.verdict}[/]", r.reason)
+        because = f"({letters[r.reason]})" if r.reason in letters else escape(r.reason)
+        table.add_row(r.theorem.number, r.theorem.title, *numbers, f"[{colour}]{r.verdict}[/]", because)
     return table
+
+
+def _letters(reasons: list[str]) -> dict[str, str]:
+    """A letter for each reason that is given more than once."""
+    repeated = [reason for reason, count in Counter(reasons).items() if count > 1 and reason]
+    return dict(zip(repeated, ascii_lowercase, strict=False))  # beyond 26 the rest stay in their rows
+
+
+def _legend(letters: dict[str, str]) -> str | None:
+    return "\n".join(f"({letter}) {escape(reason)}" for reason, letter in letters.items()) or None
 
 
 def _numbers(result: Result) -> tuple[str, str, str]:
@@ -88,31 +120,56 @@ def _numbers(result: Result) -> tuple[str, str, str]:
     return f"{worst.discrepancy:.1e}", f"{worst.threshold:.1e}", where
 
 
+def _estimate(mean: float | None, error: float | None, digits: int, error_digits: int | None = None) -> str:
+    """A mean and its standard error: without the error where one sample tells none, empty where there is no mean."""
+    if mean is None:
+        return ""
+    shown = f"{mean:.{digits}f}"
+    if error is None or not math.isfinite(error):
+        return shown
+    return f"{shown} ± {error:.{digits if error_digits is None else error_digits}f}"
+
+
 def profile_table(levels: list[LevelProfile], title: str) -> Table:
     """Return the table of Fisher profiles."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("rho", "rho^2 tr F / d", "smallest", "median", "largest", "effective rank of P"):
+    table = Table(title=escape(title), title_justify="left")
+    with_spectrum = any(level.quantiles is not None for level in levels)
+    spectrum = ("smallest", "median", "largest", "effective rank of P") if with_spectrum else ()
+    for heading in ("rho", "rho^2 tr F / d", *spectrum):
         table.add_column(heading, justify="right")
     for level in levels:
-        q = level.quantiles
-        spectrum = ("", "", "") if q is None else (f"{q[0]:.4g}", f"{q[2]:.4f}", f"{q[-1]:.4f}")
-        rank = "" if level.effective_rank is None else f"{level.effective_rank:.2f} ± {level.effective_rank_error:.2f}"
-        table.add_row(f"{level.rho:.4g}", f"{level.trace:.4f} ± {level.trace_error:.4f}", *spectrum, rank)
+        table.add_row(f"{level.rho:.4g}", _estimate(level.trace, level.trace_error, 4), *_spectrum_cells(level))
     return table
+
+
+def _spectrum_cells(level: LevelProfile) -> tuple[str, ...]:
+    if level.quantiles is None:
+        return ()
+    smallest, median, largest = level.quantiles[0], level.quantiles[2], level.quantiles[-1]
+    rank = _estimate(level.effective_rank, level.effective_rank_error, 2)
+    return f"{smallest:.4g}", f"{median:.4f}", f"{largest:.4f}", rank
+
+
+_TRANSPORT_CAPTION = """\
+off-diagonal and rotation-invariant: asymmetry of the flow's Jacobian A, mean ± standard error over the starts
+min eig.: smallest eigenvalue of (A + A^T)/2 at any start
+gap: how much dearer the flow's pairs are than the cheapest matching of the same points, relative to it
+transport?: whether A is symmetric within the tolerance, with no negative eigenvalue, at every start
+differs by: largest difference of either asymmetry from the canonical integration at any start"""
 
 
 def transport_table(rows: list[tuple[str, str, OTReport, float]], title: str) -> Table:
     """Return the table of transport checks; each row is (data, schedule, report, largest difference)."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left", caption=_TRANSPORT_CAPTION, caption_justify="left")
     headings = ("data", "schedule", "off-diagonal", "rotation-invariant", "min eig.", "gap", "transport?", "differs by")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("data", "schedule") else "right")
     for data, schedule, r, difference in rows:
         table.add_row(
-            data,
+            escape(data),
             schedule,
-            f"{r.asymmetry_offdiagonal.mean:.6f} ± {r.asymmetry_offdiagonal.standard_error:.3f}",
-            f"{r.asymmetry.mean:.6f}",
+            _estimate(r.asymmetry_offdiagonal.mean, r.asymmetry_offdiagonal.standard_error, 6, 3),
+            _estimate(r.asymmetry.mean, r.asymmetry.standard_error, 6, 3),
             f"{r.min_eigenvalue.values.min():.2e}",
             f"{r.transport_gap:.2e}",
             "yes" if r.is_transport else "no",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,22 @@ BAD = [
     (["verify", "--nonsense"], "--nonsense", ""),
     (["nonsense"], "nonsense", ""),
     (["fisher", "--plot", "figure.xyz"], "plot", "figure.xyz"),
-    (["fisher", "--samples", "0"], "n must be", "0"),
+    (["fisher", "--plot", "drawer.png"], "drawer.png", "is a folder"),
+    (["fisher", "--plot", "/proc/f.png"], "'/proc/f.png'", "folder that"),
+    (["fisher", "--plot", ""], "plot", "empty"),
+    (["fisher", "--samples", "0"], "samples must be a positive integer", "0"),
+    (["fisher", "--levels", "0"], "levels must be a positive integer", "0"),
+    (["fisher", "--levels", "-1", "--data", "missing.npy"], "levels must be a positive integer", "-1"),
+    (["ot-test", "--starts", "0"], "starts must be a positive integer", "0"),
+    (["verify", "--seed", "-1", "--data", "missing.npy"], "seed must be", "-1"),
+    (["fisher", "--seed", "-1", "--data", "missing.npy"], "seed must be", "-1"),
+    (["ot-test", "--seed", "-1", "--data", "missing.npy"], "seed must be", "-1"),
+    (["verify", "--backend", "numpy"], "numba", "array-api"),
+    (["verify", "plane.npy"], "plane.npy", "--data"),
+    (["verify", "--data", ""], "data", "empty"),
+    (["verify", "--data", "text.npy"], "text.npy", "numpy.save"),
+    (["verify", "--data", "whole.npy"], "whole.npy", "astype"),
+    (["verify", "--data", "flat.npy"], "flat.npy", "array in a file"),
     (["ot-test", "--data", "wide.npy", "--plot", "f.png"], "dimension 2", "3"),
     (["ot-test", "--tolerance", "1e-12"], "tolerance", "1e-12"),
 ]
@@ -43,16 +60,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "whole.npy", np.zeros((3, 2), dtype=np.int64))
     np.save(folder / "nan.npy", np.array([[0.0], [np.nan]]))
     np.save(folder / "wide.npy", np.eye(3))
+    (folder / "drawer.png").mkdir()
     np.save(folder / "plane.npy", np.random.default_rng(0).standard_normal((50, 2)))
     return folder
 
 
-def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _environment(**more: str) -> dict[str, str]:
     # --import-mode puts the repository on no path; the installed package runs here.
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLUMNS")}
+    return kept | {"NUMBA_NUM_THREADS": "1"} | more
+
+
+def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dfmath", *arguments]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"NUMBA_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=_environment(**more), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -117,3 +139,81 @@ def test_info(folder: Path) -> None:
     found = json.loads(done.stdout)
     assert found["versions"]["numpy"] == np.__version__
     assert "numba" in found["backends"]
+    assert "numpy" in found["array libraries"]
+
+
+def test_no_command_prints_the_help(folder: Path) -> None:
+    done = _run(folder)
+    assert done.returncode in (0, 2) and done.stderr == ""
+    assert done.stdout == _run(folder, "--help").stdout
+    assert done.stdout.count("\n") > 8 and "..." not in done.stdout.split("Commands:")[1]
+
+
+def test_version(folder: Path) -> None:
+    done = _run(folder, "--version")
+    assert (done.returncode, done.stdout) == (0, "dfmath 0.1.0\n")
+
+
+def test_help_names_the_defaults(folder: Path) -> None:
+    assert "three points" in _run(folder, "ot-test", "--help", COLUMNS="200").stdout
+    assert "--only NUMBER" in _run(folder, "verify", "--help", COLUMNS="200").stdout
+
+
+# Once the entry point runs: among its imports, or well within the work.
+@pytest.mark.parametrize("pause", [0.05, 3.0])
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_interruption_is_one_line(folder: Path, pause: float) -> None:
+    script = "import sys, dfmath.cli; print('ready', file=sys.stderr, flush=True); dfmath.cli.main()"
+    # Where the tests run in the background of a shell, the signal is ignored and children inherit that.
+    started = subprocess.Popen(
+        [sys.executable, "-c", script, "ot-test", "--starts", "3000"],
+        cwd=folder,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert started.stderr is not None and started.stderr.readline() == "ready\n"
+    time.sleep(pause)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=120)
+    assert (started.returncode, out, err) == (130, "", "dfmath: interrupted\n")
+
+
+def test_one_sample_has_no_error(folder: Path) -> None:
+    done = _run(folder, "fisher", "--data", "plane.npy", "--levels", "2", "--samples", "1")
+    assert "nan" not in done.stdout and "±" not in done.stdout
+    assert "1 draw at each level" in done.stdout
+    done = _run(folder, "ot-test", "--data", "plane.npy", "--starts", "1", "--rho-min", "1")
+    assert "nan" not in done.stdout and "1 start," in done.stdout
+
+
+def test_without_the_spectrum_its_columns_are_gone(folder: Path) -> None:
+    done = _run(folder, "fisher", "--data", "plane.npy", "--levels", "2", "--samples", "4", "--no-spectrum")
+    assert "tr F" in done.stdout
+    assert "effective rank" not in done.stdout and "median" not in done.stdout
+
+
+def test_effective_rank_is_null_where_the_posterior_is_one_point(folder: Path) -> None:
+    arguments = ("fisher", "--data", "plane.npy", "--rho-min", "1e-5", "--levels", "3", "--samples", "8", "--json")
+    levels = json.loads(_run(folder, *arguments).stdout)["levels"]
+    assert levels[-1]["effective_rank"] is None
+    assert all(level["effective_rank"] >= 1.0 for level in levels[:-1] if level["effective_rank"] is not None)
+
+
+def test_tables_honour_columns(folder: Path) -> None:
+    arguments = ("verify", "--data", "plane.npy", "--only", "1.1b,1.8")
+    widths = [max(map(len, _run(folder, *arguments, **c).stdout.splitlines())) for c in ({}, {"COLUMNS": "90"})]
+    assert 90 < widths[0] <= 132 and widths[1] <= 90
+
+
+def test_only_takes_commas(folder: Path) -> None:
+    done = _run(folder, "verify", "--data", "plane.npy", "--only", "1.2c, 1.3", "--json")
+    assert [t["number"] for t in json.loads(done.stdout)["theorems"]] == ["1.2c", "1.3"]
+
+
+def test_a_shared_reason_stands_once(folder: Path) -> None:
+    done = _run(folder, "verify", "--data", "plane.npy", "--only", "1.1,1.3")
+    assert done.stdout.count("float64 results") == 1
+    assert done.stdout.count("(a)") >= 3
