@@ -30,6 +30,11 @@ TILE_BYTES = 2**18  # one thread's centred vectors: half of a 512 KiB second-lev
 THREAD_WORK = 2**17  # coordinates that are worth a thread: waking one up costs some tens of microseconds
 QUERY_BLOCK = 8  # queries that share one read of a tile of points
 
+_DEPTH = 746.0  # exp(-746) is zero: a component this far (in log) below another carries no weight at all
+_STRIDE = 64  # coordinates between two looks at whether a component can still carry weight
+
+_LOGIT_ERROR = 1e-14  # more than any relative error of a plain logit
+
 _FINE_CUT = 700.0  # weights this far (in log) below the largest underflow: no need to refine their logits
 
 _options = {"cache": True, "error_model": "numpy", "nogil": True}
@@ -152,13 +157,20 @@ def _sweep(  # pragma: no cover - compiled
         logits, lows = np.empty(tile), np.zeros(tile)
         centred = np.empty((tile, dim))
         mean = np.empty(dim)
+        guess = np.full(block, -np.inf)
+        if dim > 4 * _STRIDE:
+            for b in range(part * block, min((part + 1) * block, count)):
+                a = alpha[b if alpha.shape[0] > 1 else 0]
+                s = sigma[b if sigma.shape[0] > 1 else 0]
+                guess[b - part * block] = _logit_of_a_near_one(queries[b], points, log_weights, variances, a, s)
         for start in range(0, points.shape[0], tile):
             stop = min(start + tile, points.shape[0])
             for b in range(part * block, min((part + 1) * block, count)):
                 x = queries[b]
                 a = alpha[b if alpha.shape[0] > 1 else 0]
                 s = sigma[b if sigma.shape[0] > 1 else 0]
-                best = _fill_logits(x, points, log_weights, variances, a, s, start, stop, logits, lows)
+                known = max(log_mass[b], guess[b - part * block])
+                best = _fill_logits(x, points, log_weights, variances, a, s, start, stop, known, logits, lows)
                 top = logits[best]
                 if top == -np.inf:
                     continue
@@ -182,12 +194,42 @@ def _sweep(  # pragma: no cover - compiled
 
 
 @_summing
-def _squared_distance(x, alpha, y):  # type: ignore[no-untyped-def]
+def _squared_distance(x, alpha, y, first, last):  # type: ignore[no-untyped-def]
     square = 0.0
-    for j in range(x.shape[0]):
+    for j in range(first, last):
         difference = x[j] - alpha * y[j]
         square += difference * difference
     return square
+
+
+@_exactly
+def _squared_distance_up_to(x, alpha, y, limit):  # type: ignore[no-untyped-def]
+    """|x - alpha y|^2, or infinity as soon as it is known to be beyond the limit."""
+    dim, square = x.shape[0], 0.0
+    for first in range(0, dim, _STRIDE):
+        square += _squared_distance(x, alpha, y, first, min(first + _STRIDE, dim))
+        if square > limit:
+            return np.inf
+    return square
+
+
+@_exactly
+def _logit_of_a_near_one(x, points, log_weights, variances, alpha, sigma):  # type: ignore[no-untyped-def]
+    """Logit of the component that is nearest in four strips of the coordinates: at most the largest of all logits.
+
+    It costs a small part of a sweep and lets the sweep leave most distances unfinished where noise is low.
+    """
+    dim, near, least, strip = x.shape[0], 0, np.inf, _STRIDE // 4
+    for n in range(points.shape[0]):
+        square = 0.0
+        for k in range(4):
+            first = k * (dim // 4)
+            square += _squared_distance(x, alpha, points[n], first, first + strip)
+        if square < least and log_weights[n] > -np.inf:
+            least, near = square, n
+    spread = alpha * alpha * variances[near if variances.shape[0] > 1 else 0] + sigma * sigma
+    square = _squared_distance(x, alpha, points[near], 0, dim) / spread
+    return log_weights[near] - 0.5 * (square + dim * (math.log(spread) + LOG_2PI))
 
 
 @_summing
@@ -199,8 +241,12 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @_fused
-def _fill_logits(x, points, log_weights, variances, alpha, sigma, start, stop, logits, lows):  # type: ignore[no-untyped-def]
-    """Logits of the tile's components from plain differences, refined where that shows; returns the largest's place."""
+def _fill_logits(x, points, log_weights, variances, alpha, sigma, start, stop, known, logits, lows):  # type: ignore[no-untyped-def]
+    """Logits of the tile's components from plain differences, refined where that shows; returns the largest's place.
+
+    `known` is at most the largest logit of all components: those whose weight beside it is zero in float64 become -inf
+    as soon as enough of their distance is summed to know.
+    """
     best, dim = 0, x.shape[0]
     spread = alpha * alpha * variances[0] + sigma * sigma
     constant = dim * (math.log(spread) + LOG_2PI)
@@ -209,7 +255,10 @@ def _fill_logits(x, points, log_weights, variances, alpha, sigma, start, stop, l
         if variances.shape[0] > 1:
             spread = alpha * alpha * variances[n] + sigma * sigma
             constant = dim * (math.log(spread) + LOG_2PI)
-        square = _squared_distance(x, alpha, points[n]) / spread
+        top = max(known, logits[best] if n > start else -math.inf)
+        floor = top - _DEPTH - _LOGIT_ERROR * abs(top) if top > -math.inf else top
+        limit = spread * (2.0 * (log_weights[n] - floor) - constant)
+        square = _squared_distance_up_to(x, alpha, points[n], limit) / spread
         nearest = min(nearest, square)
         logits[n - start] = log_weights[n] - 0.5 * (square + constant)
         if logits[n - start] > logits[best]:
@@ -231,7 +280,7 @@ def _plain_error(nearest, reach, dim):  # type: ignore[no-untyped-def]
 @_exactly
 def _refine_logits(x, points, log_weights, alpha, spread, constant, start, stop, best, logits, lows):  # type: ignore[no-untyped-def]
     """Recompute the logits that do not underflow in two terms, as `double` does; returns the largest's place."""
-    floor = logits[best] - _FINE_CUT
+    floor = logits[best] - _FINE_CUT - _LOGIT_ERROR * abs(logits[best])
     for n in range(start, stop):
         if logits[n - start] >= floor and logits[n - start] > -math.inf:
             square, low = _two_term_squared_distance(x, alpha, points[n])

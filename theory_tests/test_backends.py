@@ -452,3 +452,44 @@ def test_the_memory_measurement_sees_dense_code():
         assert tracemalloc.get_traced_memory()[1] > 90 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def crowded(d: int, each: bool) -> tuple:
+    """Points in clusters, so that some queries have many near ones; a light one far away, and one of no weight."""
+    rng = np.random.default_rng(5)
+    centres = np.repeat(rng.standard_normal((40, d)), 30, axis=0) + 0.05 * rng.standard_normal((1200, d))
+    logs = rng.standard_normal(1200)
+    logs[3], logs[7] = -600.0, -np.inf
+    variances = 0.01 * rng.random(1200) if each else None
+    x = np.concatenate(
+        [centres[[0, 3, 7, 600]], (centres[100] + centres[1000])[None] / 2, 30 * rng.standard_normal((2, d))]
+    )
+    return centres, logs, variances, x
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["points", "a variance each"])
+@pytest.mark.parametrize("d", [64, 65, 257, 300])
+@pytest.mark.parametrize("sigma", [1e-3, 0.05, 0.5, 3.0, 100.0])
+def test_distances_left_unfinished_belong_to_components_without_weight(sigma, d, each):
+    """The kernels stop summing a distance once its component cannot weigh anything; the reference sums all of them."""
+    centres, logs, variances, x = crowded(d, each)
+    prior = GaussianMixture(centres, variances, log_weights=logs) if each else PointMasses(centres, log_weights=logs)
+    q, v = prior.diffuse(1.0, sigma), np.random.default_rng(1).standard_normal(x.shape)
+
+    def everything():
+        f = q.fisher(x)
+        return (
+            q.log_density(x),
+            q.score(x),
+            q.posterior_mean(x),
+            f.matvec(v),
+            f.trace(),
+            f.posterior_covariance().trace(),
+        )
+
+    found = everything()
+    with use("array-api"):
+        for got, wanted in zip(found, everything(), strict=True):
+            got, wanted = (a.reshape(len(x), -1) for a in (got, wanted))
+            size = np.linalg.norm(wanted, axis=1)
+            np.testing.assert_array_less(np.linalg.norm(got - wanted, axis=1), 1e-10 * size + 1e-250)
