@@ -382,6 +382,22 @@ def _coefficients(variance, alpha, sigma, score):  # type: ignore[no-untyped-def
 
 
 @_fused
+def _depart(row, mean, w, p, y, anchor):  # type: ignore[no-untyped-def]
+    for j in range(row.shape[0]):
+        u = p * (np.float64(y[j]) - np.float64(anchor[j]))
+        row[j] = u
+        mean[j] += w * u
+
+
+@_fused
+def _turn(row, mean, w, turn, x, alpha, y):  # type: ignore[no-untyped-def]
+    for j in range(row.shape[0]):
+        u = turn * (x[j] - alpha * y[j])
+        row[j] += u
+        mean[j] += w * u
+
+
+@_fused
 def _centre(x, points, variances, alpha, sigma, score, start, stop, best, weights, mass, mean, centred):  # type: ignore[no-untyped-def]
     """Gather the weighted components' vectors, centred at their mean.
 
@@ -404,10 +420,9 @@ def _centre(x, points, variances, alpha, sigma, score, start, stop, best, weight
                 if s > s_a:
                     p, narrow = p_n, a
             spread += w * g
-            for j in range(dim):
-                u = p * (np.float64(points[n, j]) - points[a, j]) + turn * (x[j] - alpha * points[narrow, j])
-                centred[kept, j] = u
-                mean[j] += w * u
+            _depart(centred[kept], mean, w, p, points[n], points[a])
+            if turn != 0.0:
+                _turn(centred[kept], mean, w, turn, x, alpha, points[narrow])
             weights[kept] = w
             kept += 1
     for n in range(kept):

@@ -1,0 +1,93 @@
+"""Fair times of several ways to do one thing, the memory they need, and what machine it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+
+def interleaved(calls: dict[str, Call], rounds: int, patience: float = 30.0) -> dict[str, list[float]]:
+    """Seconds of each call, once in every round, so that a slow spell of the machine hits all of them.
+
+    A call that has used up `patience` seconds rests for the remaining rounds: its list is shorter, and says so.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if sum(seconds[name]) < patience:
+                begin = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def peak_memory(call: Call) -> int | None:
+    """Bytes by which the resident set grows, at most, during a call; None where the system does not tell."""
+    if not Path("/proc/self/statm").exists():
+        return None
+    before, peak, done = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], _resident() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return peak[0]
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def sgemm_rate(n: int = 4096, rounds: int = 5) -> float:
+    """Floating-point operations per second of NumPy's float32 matrix product, the best of a few."""
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+    return 2 * n**3 / min(interleaved({"sgemm": lambda: a @ a}, rounds)["sgemm"])
+
+
+def median(seconds: list[float]) -> float:
+    """Median of the times."""
+    return statistics.median(seconds)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, commit and versions."""
+    from dfmath.report import versions
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "commit": _commit(),
+        "versions": {name: version for name, version in versions().items() if version is not None},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
