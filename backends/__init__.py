@@ -85,6 +85,7 @@ def posterior_moments(
     space: Space = "posterior",
     probes: Array | None = None,
     tolerance: float = 0.0,
+    precision: float = 0.0,
 ) -> Moments:
     """Return the posterior moments of a mixture at queries x = alpha x0 + sigma eps [MATH 1.3-1.5].
 
@@ -105,6 +106,9 @@ def posterior_moments(
         (B, d, p) vectors to multiply the second moments with.
     tolerance
         Posterior mass that a backend may leave out; how much it did is certified in ``omitted``.
+    precision
+        Relative precision that the caller's results have (the eps of their dtype): what cannot show there may be
+        computed with less care.
 
     Returns
     -------
@@ -121,5 +125,6 @@ def posterior_moments(
         space=space,
         probes=probes,
         tolerance=tolerance,
+        precision=precision,
     )
     return result

@@ -29,10 +29,11 @@ def posterior_moments(
     space: Space,
     probes: Array | None = None,
     tolerance: float = 0.0,
+    precision: float = 0.0,
 ) -> Moments:
     """Return the posterior moments of `queries`; see `dfmath.backends.posterior_moments`.
 
-    Every component is summed, so the omitted mass is zero whatever `tolerance` allows.
+    Every component is summed from differences, so nothing is left out whatever `tolerance` and `precision` allow.
     """
     parts = [
         _over_components(queries[rows, ...], components, _rows(alpha, rows), _rows(sigma, rows), want, space, v)
@@ -80,13 +81,13 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     log_mass, low, weights = _softmax(here, heaviest)
     omitted = xp.zeros_like(log_mass)
     if not want:
-        return Moments(log_mass, low, None, None, Second(), Second(), omitted)
+        return Moments(log_mass, low, None, None, Second(), Second(), *(omitted, omitted, omitted))
     anchor, anchor_low, offsets = here.anchored(space, heaviest)
     shift = xp.matmul(weights[:, None, :], offsets)
     between = _second_moment(offsets - shift, weights, want, probes)
     shift = shift + anchor_low
     within = here.within(space, weights, want, probes)
-    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, omitted)
+    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, *(omitted, omitted, omitted))
 
 
 def _softmax(here: Local, heaviest: Array) -> tuple[Array, Array, Array]:
@@ -145,6 +146,6 @@ def concatenate(parts: list[Moments]) -> Moments:
 
     plain = {
         key: stack([getattr(p, key) for p in parts])
-        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted")
+        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted", "logit_error", "sum_error")
     }
     return Moments(within=second("within"), between=second("between"), **plain)

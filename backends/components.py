@@ -149,7 +149,7 @@ class _Departing:
         return *double.two_sum(centre, anchor), (self.c.centres - centre) + offsets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagonal(_Tiled):
     """Zero, scalar, per-component and diagonal covariances: variances (1, K | 1, d | 1). Point masses are 0."""
 

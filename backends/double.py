@@ -12,7 +12,13 @@ import math
 from dfmath.backends._compat import Array, array_namespace
 
 MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weigh less than exp(-50) of it
-LIMIT = 1e-11  # a logit error above this is worth two-term arithmetic: results are to be right to 1e-10
+LIMIT = 1e-11  # a logit error above this is worth more careful arithmetic: float64 results are to be right to 1e-10
+LIMIT_32 = 1e-5  # and float32 results to 1e-5
+
+
+def limit(precision: float) -> float:
+    """Return the logit error that results of this relative precision may have."""
+    return LIMIT_32 if precision > 1e-10 else LIMIT
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ centred moments of near-equal points far from the origin keep their relative acc
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from dfmath.backends._compat import Array, array_namespace
 from dfmath.backends.double import two_sum
@@ -56,6 +56,11 @@ class Moments:
         E[G] and Cov[u].
     omitted
         (B,) certified bound on the posterior mass of components that were left out (MATH 4.8).
+    logit_error
+        (B,) certified bound on the error of the logits where they come from matrix products (MATH 4.9), 0 where they
+        come from differences.
+    sum_error
+        (B,) certified bound on what rounding in matrix products did to `between`, in the spectral norm; 0 likewise.
     """
 
     log_mass: Array
@@ -65,6 +70,8 @@ class Moments:
     within: Second
     between: Second
     omitted: Array
+    logit_error: Array
+    sum_error: Array
 
     @property
     def mean(self) -> Array:
@@ -97,6 +104,18 @@ def combine(terms: list[tuple[Array, Second]]) -> Second:
     return Second(**{field.name: form(field.name) for field in fields(Second)})
 
 
+def take(moments: Moments, rows: Array) -> Moments:
+    """Return the moments of chosen queries."""
+    xp = array_namespace(moments.log_mass)
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, Second):
+            return Second(**{field.name: chosen(getattr(value, field.name)) for field in fields(Second)})
+        return None if value is None else xp.take(value, rows, axis=0)
+
+    return Moments(**{field.name: chosen(getattr(moments, field.name)) for field in fields(Moments)})
+
+
 def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = None) -> Moments:
     """Return the moments over the union of two disjoint sets of components.
 
@@ -105,14 +124,16 @@ def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = 
     """
     log_mass, low, share_a, share_b = _add_masses(a, b)
     omitted = share_a * a.omitted + share_b * b.omitted
+    logit_error = array_namespace(log_mass).maximum(a.logit_error, b.logit_error)
+    rounding = (logit_error, share_a * a.sum_error + share_b * b.sum_error)
     if a.anchor is None or b.anchor is None:
-        return Moments(log_mass, low, None, None, a.within, a.between, omitted)
+        return Moments(log_mass, low, None, None, a.within, a.between, omitted, *rounding)
     anchor, shift_a, shift_b = _common_anchor(a, b)
     shift = share_a[:, None] * shift_a + share_b[:, None] * shift_b
     spread = outer_product_forms(shift_b - shift_a, want, probes)
     within = combine([(share_a, a.within), (share_b, b.within)])
     between = combine([(share_a, a.between), (share_b, b.between), (share_a * share_b, spread)])
-    return Moments(log_mass, low, anchor, shift, within, between, omitted)
+    return Moments(log_mass, low, anchor, shift, within, between, omitted, *rounding)
 
 
 def _add_masses(a: Moments, b: Moments) -> tuple[Array, Array, Array, Array]:

@@ -39,7 +39,7 @@ class DiffusionFisher(_PosteriorOperator):
 
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[L] - Cov[s_k]."""
-        moments = self.marginal.moments(self.x, (want,), "score", probes)
+        moments = self.marginal.moments(self.x, (want,), "score", probes, self.dtype)
         one = array_namespace(self.x).ones_like(moments.log_mass)
         return combine([(one, moments.within), (-one, moments.between)])
 
@@ -83,7 +83,7 @@ class DiffusionFisher(_PosteriorOperator):
         """
         from dfmath.rounding import numerical_error
 
-        moments = self.marginal.moments(self.x, ("trace",), "score")
+        moments = self.marginal.moments(self.x, ("trace",), "score", dtype=self.dtype)
         return self._out(numerical_error(self.marginal, self.x, moments, "score", self.dtype))
 
 
@@ -97,7 +97,7 @@ class PosteriorCovariance(_PosteriorOperator):
 
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[P_k] + Cov[m_k]."""
-        moments = self.marginal.moments(self.x, (want,), "posterior", probes)
+        moments = self.marginal.moments(self.x, (want,), "posterior", probes, self.dtype)
         one = array_namespace(self.x).ones_like(moments.log_mass)
         return combine([(one, moments.within), (one, moments.between)])
 
@@ -114,5 +114,5 @@ class PosteriorCovariance(_PosteriorOperator):
         """Return a certified bound (B,) on the spectral norm of the error of P; see `DiffusionFisher.error_bound`."""
         from dfmath.rounding import numerical_error
 
-        moments = self.marginal.moments(self.x, ("trace",), "posterior")
+        moments = self.marginal.moments(self.x, ("trace",), "posterior", dtype=self.dtype)
         return self._out(numerical_error(self.marginal, self.x, moments, "posterior", self.dtype))

@@ -15,11 +15,10 @@ from dfmath import _checks
 from dfmath.backends import Moments, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
 from dfmath.backends.array_api import component_tiles
+from dfmath.marginal import left_out
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
 from dfmath.schedules import Schedule
-
-_UNDERFLOW = 1e-290
 
 
 @dataclass(frozen=True)
@@ -339,8 +338,17 @@ def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
 
 def _moments(field: _Field, t: Array, x: Array, want: tuple[Want, ...], probes: Array | None = None) -> Moments:
     alpha, sigma = field.noise(t)
+    eps = float(array_namespace(x).finfo(x.dtype).eps)
     return posterior_moments(
-        x, field.prior.components, alpha, sigma, want, space="score", probes=probes, tolerance=_UNDERFLOW
+        x,
+        field.prior.components,
+        alpha,
+        sigma,
+        want,
+        space="score",
+        probes=probes,
+        tolerance=left_out(eps, covariance=False),
+        precision=eps,
     )
 
 

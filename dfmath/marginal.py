@@ -14,10 +14,16 @@ from dfmath.backends.components import Components
 from dfmath.draws import draw_posterior, draw_prior
 from dfmath.fisher import DiffusionFisher
 
-_UNDERFLOW = 1e-290  # default tolerance: leave out only weights that are about to underflow
-
 Function = Callable[[Array], Array]
 Product = Callable[[Array, Array], Array]
+
+
+def left_out(precision: float, covariance: bool) -> float:
+    """Return the default tolerance: what is left out changes F by less than the results' precision, beside 1/S.
+
+    A posterior covariance may be far smaller than S/alpha^2 and still be meaningful: there, only what underflows.
+    """
+    return 1e-290 if covariance else 0.1 * precision
 
 
 class Marginal:
@@ -42,7 +48,7 @@ class Marginal:
         self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)
         least, zero_allowed = 1.0 / _checks.largest_size(home), components.variance_range()[0] > 0
         self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=zero_allowed, least=least)
-        self.tolerance = _UNDERFLOW if tolerance is None else _checks.fraction("tolerance", tolerance)
+        self.tolerance = None if tolerance is None else _checks.fraction("tolerance", tolerance)
         self.components, self.home = components, home
         sizes = {self.alpha.shape[0], self.sigma.shape[0]} - {1}
         if len(sizes) > 1:
@@ -73,11 +79,11 @@ class Marginal:
         def along(x: Array, t: Array) -> Array:
             return array_namespace(x).sum(t * self._derivable_score(x), axis=1)
 
-        return self._evaluate(x, lambda x: self.moments(x).log_mass, along, rows)
+        return self._evaluate(x, lambda x, dtype: self.moments(x, dtype=dtype).log_mass, along, rows)
 
     def score(self, x: Array) -> Array:
         """Return s(x) = grad log q(x), (B, d) [MATH 1.1, 1.5]; its Jacobian is -F."""
-        return self._cast(self._derivable_score(self.door(x)), x)
+        return self._cast(self._derivable_score(self.door(x), x.dtype), x)
 
     def posterior_mean(self, x: Array) -> Array:
         """Return m(x) = E[x0 given x], (B, d), the ideal denoiser [MATH 1.1]; its Jacobian is (alpha/sigma^2) P."""
@@ -86,7 +92,7 @@ class Marginal:
             covariance = self.fisher_at(x, x.dtype).posterior_covariance()
             return (self.alpha / self.sigma**2)[:, None] * covariance.unchecked_matvec(v)
 
-        return self._evaluate(x, lambda x: self.moments(x, ("mean",)).mean, product, product)
+        return self._evaluate(x, lambda x, dtype: self.moments(x, ("mean",), dtype=dtype).mean, product, product)
 
     def fisher(self, x: Array) -> DiffusionFisher:
         """Return F(x) = -Hess log q(x) as a batch of B symmetric operators [MATH 1.2-1.5]."""
@@ -113,9 +119,19 @@ class Marginal:
         return self._cast(draws, x)
 
     def moments(
-        self, x: Array, want: Iterable[Want] = (), space: Space = "posterior", probes: Array | None = None
+        self,
+        x: Array,
+        want: Iterable[Want] = (),
+        space: Space = "posterior",
+        probes: Array | None = None,
+        dtype: Any = None,
     ) -> Moments:
-        """Return posterior moments at validated queries in the accumulation dtype; everything else is built on this."""
+        """Return posterior moments at validated queries in the accumulation dtype; everything else is built on this.
+
+        `dtype` is what results will be rounded to: what cannot show there may be left out, and computed with less care.
+        """
+        precision = min(float(array_namespace(x).finfo(x.dtype if dtype is None else dtype).eps), self.tolerance or 1.0)
+        second = space == "posterior" and not set(want) <= {"mean"}
         return posterior_moments(
             x,
             self.components,
@@ -124,7 +140,8 @@ class Marginal:
             want,
             space=space,
             probes=probes,
-            tolerance=self.tolerance,
+            tolerance=left_out(precision, second) if self.tolerance is None else self.tolerance,
+            precision=precision,
         )
 
     def fisher_at(self, x: Array, dtype: Any) -> DiffusionFisher:
@@ -142,14 +159,19 @@ class Marginal:
         alpha, sigma = (a if a.shape[0] == 1 else a[i : i + 1] for a in (self.alpha, self.sigma))
         return Marginal(self.components, self.home, alpha, sigma, self.tolerance)
 
-    def _derivable_score(self, x: Array) -> Array:
+    def _derivable_score(self, x: Array, dtype: Any = None) -> Array:
         def product(x: Array, v: Array) -> Array:
             return -self.fisher_at(x, x.dtype).unchecked_matvec(v)
 
-        return self._with_derivative(x, lambda x: self.moments(x, ("mean",), "score").mean, product, product)
+        return self._with_derivative(
+            x, lambda x: self.moments(x, ("mean",), "score", dtype=dtype).mean, product, product
+        )
 
-    def _evaluate(self, x: Array, value: Function, pushforward: Product, pullback: Product) -> Array:
-        return self._cast(self._with_derivative(self.door(x), value, pushforward, pullback), x)
+    def _evaluate(
+        self, x: Array, value: Callable[[Array, Any], Array], pushforward: Product, pullback: Product
+    ) -> Array:
+        queries = self.door(x)
+        return self._cast(self._with_derivative(queries, lambda q: value(q, x.dtype), pushforward, pullback), x)
 
     def _with_derivative(self, x: Array, value: Function, pushforward: Product, pullback: Product) -> Array:
         """value(x); for torch queries autograd is told the derivative in closed form.

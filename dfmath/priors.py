@@ -102,7 +102,10 @@ class Prior:
         alpha, sigma
             Numbers or 0-d arrays, or (B,) with one noise level for each query. ``prior.diffuse(*schedule(t))``.
         tolerance
-            Posterior mass that may be left out of moments; by default only what underflows is.
+            Posterior mass that may be left out of moments, and precision that arithmetic must have for what is not.
+            By default both follow from the results' dtype: float64 is right to about 1e-10 and float32 to 1e-5, with
+            matrix products in that dtype where an estimate of their rounding allows it. What the worst case could
+            be, `error_bound` says; a small tolerance makes that bound tight for float32 results, too.
 
         Raises
         ------

@@ -68,7 +68,10 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     largest = _largest_matrix(size, alpha, sigma, space)
     turn = _turn(size, alpha, sigma)
     root = xp.sqrt(_reach(size, marginal, moments.log_mass))
-    logit_error = _logit_error(marginal, size, x, moments.log_mass) + 0.5 * turn * (root**2 + marginal.dim)
+    differences = _logit_error(marginal, size, x, moments.log_mass)
+    logit_error = xp.where(moments.logit_error > 0, moments.logit_error, differences) + 0.5 * turn * (
+        root**2 + marginal.dim
+    )
     h = weight_factor(logit_error) - 1.0
     delta = moments.omitted + math.exp(-_CUT)
     spread = _vector_diameter(size, marginal, moments, space)
@@ -79,7 +82,8 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     result = float(xp.finfo(dtype).eps) * (largest + covariance)
     off = _vector_error(size, marginal, root, turn, space)
     moved = (2.0 * xp.sqrt(covariance) + off) * off + turn * (largest if space == "score" else (sigma / alpha) ** 2)
-    bound = dropped + delta * largest + (h + sums) * (covariance + largest) + moved + result
+    weights = h * (covariance if size.common else covariance + largest)  # one L for all does not depend on weights
+    bound = dropped + delta * largest + weights + sums * (covariance + largest) + moved + result + moments.sum_error
     return xp.where(bound <= float(xp.finfo(dtype).max), bound, xp.full_like(bound, math.inf))
 
 

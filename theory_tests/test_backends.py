@@ -253,15 +253,17 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_a_query_does_not_depend_on_its_batch():
-    """Bit for bit, alone or among others, in the compiled backend."""
+    """Alone or among others, in the compiled backend: bit for bit from differences, to rounding from products."""
     rng = np.random.default_rng(0)
     points = rng.standard_normal((5000, 3))
-    problem = Problem(points, 0.9 * points[:37], rng.standard_normal((37, 3)), 0.9, 0.3)
-    together = parts_of(moments_of(problem, "score", "numba"))
-    for b in (0, 17, 36):
-        alone = parts_of(moments_of(problem.rows(slice(b, b + 1)), "score", "numba"))
-        for name, value in alone.items():
-            np.testing.assert_array_equal(value[0], together[name][b], err_msg=name)
+    for sigma, rounding in ((1e-6, 0.0), (0.3, 1e-13)):
+        problem = Problem(points, 0.9 * points[:37], rng.standard_normal((37, 3)), 0.9, sigma)
+        together = parts_of(moments_of(problem, "score", "numba"))
+        for b in (0, 17, 36):
+            alone = parts_of(moments_of(problem.rows(slice(b, b + 1)), "score", "numba"))
+            for name, value in alone.items():
+                size = np.abs(together[name][b]).max()
+                np.testing.assert_allclose(value[0], together[name][b], rtol=0, atol=rounding * size, err_msg=name)
 
 
 # Tolerance
@@ -269,21 +271,25 @@ def test_a_query_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("tolerance", [1e-12, 1e-6, 1e-3, 0.1])
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
-def test_tolerance_is_honoured_and_what_is_left_out_certified(sigma, tolerance):
+@pytest.mark.parametrize(("way", "rounding"), [("differences", 1e-14), ("products", 1e-12)])
+def test_tolerance_is_honoured_and_what_is_left_out_certified(sigma, tolerance, way, rounding, monkeypatch):
     """Log mass and mean are off by no more than the certificate allows [MATH 4.8], and it is within the tolerance."""
+    if way == "differences":
+        monkeypatch.setattr(numba_cpu, "TRY", 0.0)
     rng = np.random.default_rng(0)
     points = rng.standard_normal((4000, 2))
     problem = Problem(points, 0.9 * points[:20], rng.standard_normal((20, 2)), 0.9, sigma)
     got, exact = (moments_of(problem, backend="numba", tolerance=t) for t in (tolerance, 0.0))
+    assert ((exact.logit_error > 0) == (way == "products")).all()
     assert (exact.omitted == 0).all()
     assert (got.omitted <= tolerance).all()
     lost = -np.expm1(got.log_mass - exact.log_mass)
-    assert (lost >= -1e-14).all() and (lost <= got.omitted + 1e-14).all()
+    assert (lost >= -rounding).all() and (lost <= got.omitted + rounding).all()
     diameter = 2 * np.linalg.norm(points, axis=1).max()
     off = np.linalg.norm(got.mean - exact.mean, axis=1)
-    assert (off <= got.omitted * diameter + 1e-13).all()
+    assert (off <= got.omitted * diameter + 10 * rounding).all()
     spread = np.linalg.norm(got.between.dense - exact.between.dense, 2, axis=(1, 2))
-    assert (spread <= got.omitted * diameter**2 + 1e-13).all()
+    assert (spread <= got.omitted * diameter**2 + 10 * rounding).all()
 
 
 def test_a_generous_tolerance_does_leave_something_out():
@@ -299,13 +305,15 @@ def test_the_reference_leaves_nothing_out():
     assert_same(got, exact, 0.0)
 
 
-def test_default_tolerance_leaves_out_what_underflows_alone():
+def test_default_tolerance_leaves_out_what_rounding_hides():
     points = np.concatenate([np.zeros((1, 1)), np.linspace(1.0, 40.0, 500)[:, None]])
     q = PointMasses(points).diffuse(1.0, 1.0)
     np.testing.assert_allclose(
         q.posterior_mean(np.zeros((1, 1)))[0, 0], softmax(-0.5 * points[:, 0] ** 2) @ points[:, 0], rtol=1e-13
     )
-    assert 0 < q.moments(np.zeros((1, 1)), ("mean",)).omitted[0] <= 1e-290
+    assert 0 < q.moments(np.zeros((1, 1)), ("mean",)).omitted[0] <= np.finfo(np.float64).eps
+    assert 0 < q.moments(np.zeros((1, 1)), ("mean",), dtype=np.float32).omitted[0] <= np.finfo(np.float32).eps
+    assert q.posterior_mean(np.zeros((1, 1), dtype=np.float32)).dtype == np.float32
 
 
 # Choosing a backend
@@ -474,7 +482,7 @@ def test_distances_left_unfinished_belong_to_components_without_weight(sigma, d,
     """The kernels stop summing a distance once its component cannot weigh anything; the reference sums all of them."""
     centres, logs, variances, x = crowded(d, each)
     prior = GaussianMixture(centres, variances, log_weights=logs) if each else PointMasses(centres, log_weights=logs)
-    q, v = prior.diffuse(1.0, sigma), np.random.default_rng(1).standard_normal(x.shape)
+    q, v = prior.diffuse(1.0, sigma, tolerance=1e-290), np.random.default_rng(1).standard_normal(x.shape)
 
     def everything():
         f = q.fisher(x)

@@ -240,7 +240,7 @@ def test_half_way_and_on():
 
 @pytest.mark.parametrize("form", [None, "scalar"])
 def test_a_rows_result_does_not_depend_on_its_batch(form):
-    """Bit for bit: every row has its own steps."""
+    """Every row has its own steps; rounding in matrix products may depend on how many rows there are."""
     rng = np.random.default_rng(0)
     prior = PointMasses(rng.standard_normal((300, 3)))
     if form:
@@ -251,8 +251,10 @@ def test_a_rows_result_does_not_depend_on_its_batch(form):
     assert len(set(together.evaluations.tolist())) > 1, "all rows took the same steps: this test would show little"
     for rows in ([0], [4], [8, 2]):
         alone = probability_flow(prior, z[rows], 5.0, 0.2, **options)
-        for name in ("x", "jacobian", "log_density_change", "evaluations", "error_estimate"):
-            np.testing.assert_array_equal(getattr(alone, name), getattr(together, name)[rows], err_msg=name)
+        np.testing.assert_array_equal(alone.evaluations, together.evaluations[rows])
+        for name in ("x", "jacobian", "log_density_change"):
+            np.testing.assert_allclose(getattr(alone, name), getattr(together, name)[rows], rtol=1e-11, err_msg=name)
+        np.testing.assert_allclose(alone.error_estimate, together.error_estimate[rows], rtol=1e-3)
 
 
 def test_asking_for_more_hardly_changes_the_state():

@@ -34,14 +34,14 @@ FAULTS = {
         "1.3",
     ),
     "a weight perturbed by 1e-6 in the kernel": (
-        "backends/numba_cpu.py",
-        "        w = weights[n - start] / mass\n",
-        "        w = weights[n - start] / mass * (1.0 + (1e-6 if n == 0 else 0.0))\n",
+        "backends/sweep.py",
+        "        w, n = logits[i] / mass, chosen[i]\n",
+        "        w, n = logits[i] / mass * (1.0 + (1e-6 if i == 0 else 0.0)), chosen[i]\n",
         "1.3",
     ),
     "an error bound of zero": (
         "dfmath/rounding.py",
-        "    bound = dropped + delta * largest + (h + sums) * (covariance + largest) + moved + result",
+        "    bound = dropped + delta * largest + weights + sums * (covariance + largest) + moved + result + moments.sum_error",
         "    bound = 0.0 * moved",
         "4.9b",
     ),

@@ -1,0 +1,136 @@
+"""What is kept about points between calls, so that products can bound distances: norms about a centre, and a sketch.
+
+For any matrix A of norm at most 1, N(u) = sqrt(|u|^2 - |A u|^2) is a seminorm, and so with p = x - alpha c and
+v = y - c, both in units of the data,
+
+    |x - alpha y|^2 = |A (p - alpha v)|^2 + N(p - alpha v)^2
+                   >= |p|^2 + alpha^2 |v|^2 - 2 alpha (A p . A v + N(p) N(v)).
+
+With A the identity this is an equality, and N is zero: the plain product. With A the leading principal directions
+of the points it is a bound that costs a small part of one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numba
+import numpy as np
+from dfmath.backends.components import Diagonal
+from dfmath.backends.sweep import Tile
+from numba import prange
+
+SKETCH_SHARE = 24  # a sketch has one direction for so many coordinates: its product costs that much less
+SKETCH_WIDEST = 128
+SKETCH_LEAST = 8  # fewer directions bound nothing
+SAMPLE = 1024  # points that centre and principal directions are taken from
+SAFE = 1e15  # sizes between its inverse and itself have squares and products well inside float32's range
+
+_known: WeakKeyDictionary[Diagonal, Index] = WeakKeyDictionary()
+
+
+def index_of(components: Diagonal) -> Index:
+    """Return the index of these components, made at their first use and kept as long as they are."""
+    if components not in _known:
+        _known[components] = Index(components)
+    return _known[components]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Coordinates of the points along the rows of A, and N of each."""
+
+    directions: Any  # A, (k, d) float64, of norm at most 1
+    coordinates: Any  # (N, k) float32, in units of the data's radius
+    rest: Any  # (N,) N(v)
+
+
+class Index:
+    """Centre, norms |y - c|, and on demand a sketch of the points of components with one variance for all."""
+
+    def __init__(self, components: Diagonal) -> None:
+        self.points = components.centres[0]
+        self.log_weights = np.asarray(components.log_weights[0], dtype=np.float64)
+        self.variances = components.variances[0, :, 0].astype(np.float64)
+        self.variance = float(self.variances[0])
+        self.queries = 0  # seen so far, for those who decide whether a sketch would pay
+        count, dim = self.points.shape
+        sample = self._sample()
+        middle = sample.mean(axis=0)
+        spread = np.sqrt(((sample - middle) ** 2).sum(axis=1).mean())
+        self.centre = middle if np.linalg.norm(middle) > spread else np.zeros(dim)
+        self.norms = np.empty(count)
+        _norms_about(self.points, self.centre, self.norms)
+        self.radius = float(self.norms.max(initial=0.0))
+        self.typical = float(np.linalg.norm(self.norms)) / math.sqrt(count)
+        self.offset = float(np.linalg.norm(self.centre))
+
+    @cached_property
+    def unit(self) -> float:
+        """A power of two near the radius: coordinates are divided by it where they are copied anyway."""
+        return 2.0 ** math.frexp(self.radius)[1] if self.radius > 0 else 1.0
+
+    @cached_property
+    def sketch(self) -> Sketch | None:
+        """Principal directions of a sample, and all points seen along them; None where that is not much smaller."""
+        width = min(SKETCH_WIDEST, self.points.shape[1] // SKETCH_SHARE)
+        if width < SKETCH_LEAST or self.points.shape[0] < 4 * SAMPLE or self.radius == 0.0:
+            return None
+        directions = _principal_directions((self._sample() - self.centre) / self.unit, width)
+        coordinates = np.empty((self.points.shape[0], len(directions)), dtype=np.float32)
+        rest = np.empty(self.points.shape[0])
+        step = max(1, 2**21 // self.points.shape[1])
+        for start in range(0, len(rest), step):
+            rows = slice(start, start + step)
+            along = (self.points[rows] - self.centre) @ directions.T
+            coordinates[rows] = along / self.unit
+            rest[rows] = np.sqrt(np.maximum(self.norms[rows] ** 2 - (along**2).sum(axis=1), 0.0))
+        return Sketch(directions, coordinates, rest)
+
+    def tile(self, start: int, stop: int) -> Tile:
+        """Return a range of the components."""
+        return Tile(self.points[start:stop], self.log_weights[start:stop], self.variances)
+
+    def centred(self, start: int, stop: int, dtype: Any) -> tuple[Any, float]:
+        """Return (y - c)/u for a range of points in this dtype, and u; the points themselves where they will do."""
+        points = self.points[start:stop]
+        if points.dtype == dtype and self.offset == 0.0 and (dtype == np.float64 or 1 / SAFE < self.radius < SAFE):
+            return np.ascontiguousarray(points), 1.0
+        return _centred(points, self.centre, 1.0 / self.unit, np.empty(points.shape, dtype)), self.unit
+
+    def _sample(self) -> Any:
+        """Some points, evenly spread over the rows, in float64."""
+        step = max(1, self.points.shape[0] // SAMPLE)
+        return self.points[::step][:SAMPLE].astype(np.float64)
+
+
+def _principal_directions(centred: Any, width: int) -> Any:
+    """Return the leading right singular vectors as rows, from the sample's Gram matrix, with norm at most 1."""
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    lead = values > 1e-10 * max(values[-1], 1e-300)
+    basis = centred.T @ vectors[:, lead][:, ::-1][:, :width]
+    directions = np.linalg.qr(basis)[0].T
+    excess = np.linalg.norm(directions @ directions.T - np.eye(len(directions)))
+    return np.ascontiguousarray(directions / math.sqrt(1.0 + excess + 1e-14))
+
+
+@numba.njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
+def _norms_about(points: Any, centre: Any, norms: Any) -> None:  # pragma: no cover - compiled
+    for n in prange(points.shape[0]):
+        square = 0.0
+        for j in range(points.shape[1]):
+            difference = points[n, j] - centre[j]
+            square += difference * difference
+        norms[n] = math.sqrt(square)
+
+
+@numba.njit(cache=True, parallel=True)
+def _centred(points: Any, centre: Any, factor: float, out: Any) -> Any:  # pragma: no cover - compiled
+    for n in prange(points.shape[0]):
+        for j in range(points.shape[1]):
+            out[n, j] = (points[n, j] - centre[j]) * factor
+    return out

@@ -1,0 +1,345 @@
+"""Posterior moments from two dense matrix products: right wherever rounding in the logits cannot show.
+
+With p = x - alpha c, v_k = y_k - c and S the one variance of all components as seen at x,
+
+    logit_k = log pi_k + (alpha/S) p . v_k - alpha^2 |v_k|^2/(2 S) + (the same for all k),
+
+so logits are a product, and so are their weighted sums of v, of its squares and of v (v . probe). They are kept about
+c, in float64 between tiles; the products themselves are in float32 where the caller's result is, else in float64.
+Tiles, running maxima and merges are those of a streaming softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from dfmath.backends import double
+from dfmath.backends.components import LOG_2PI
+from dfmath.backends.index import Index
+from dfmath.backends.moments import Moments, Second, Space, Want
+from dfmath.backends.screening import ROUND_32, ROUND_64, gamma
+from dfmath.backends.sweep import DEPTH
+from dfmath.backends.threaded import all_pairs, chunked, weighted_sums
+from numba import njit, prange
+
+TILE = 2048  # components whose weights are formed at a time
+PAIRS = 2**21  # products of two coordinates that are formed at a time
+WIDEST = 512  # dimensions up to which a tile of such products fits
+
+SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
+_ROUNDED = 0.5  # one rounding is off by about this many u
+
+
+def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, unit: float) -> Any:
+    """Estimate the error of logits from products in this precision, (B,): the usual one, not the worst."""
+    length = np.linalg.norm(queries - alpha[:, None] * index.centre, axis=1)
+    growth = 0.25 + 1.5 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
+    return growth * unit * alpha * index.typical * (length + alpha * index.typical) / spread
+
+
+@dataclass
+class _Sums:
+    """Sums over components, weighted by exp(logit - top), about the centre and in units u of the data."""
+
+    top: Any  # (B,)
+    mass: Any  # (B,)
+    crowd: Any  # (B,) of the weights themselves
+    square: Any  # (B,) of |v|^2, in the data's own units
+    vector: Any  # (B, d) of v
+    diagonal: Any  # (B, d | 0) of v_j^2
+    product: Any  # (B, p, d) of (v . probe) v
+    pairs: Any  # (B, d (d + 1)/2 | 0) of v_i v_j, i >= j
+
+    def scale(self, factor: Any) -> None:
+        """Multiply by a factor for each query, where it is not 1 for all."""
+        if (factor != 1.0).any():
+            for field in fields(self)[1:]:
+                part = getattr(self, field.name)
+                part *= (factor**2 if part is self.crowd else factor).reshape(-1, *(1,) * (part.ndim - 1))
+
+
+class Products:
+    """Moments of a block of queries by products."""
+
+    def __init__(
+        self,
+        queries: Any,
+        index: Index,
+        alpha: Any,
+        sigma: Any,
+        want: frozenset[Want],
+        probes: Any,
+        dtype: Any,
+        cut: Any,
+    ) -> None:
+        self.index, self.alpha, self.want, self.dtype = index, alpha, want, dtype
+        self.spread = alpha**2 * index.variance + sigma**2
+        self.sigma = sigma
+        # Weights that single precision could not hold as normal numbers are left out, too.
+        self.cut = np.minimum(cut, 80.0 if dtype == np.float32 else DEPTH)
+        self.omitted = len(index.norms) * np.exp(-self.cut)
+        self.p = double.residual(queries, alpha[:, None], index.centre)[0]
+        self.length = np.linalg.norm(self.p, axis=1)
+        self.steep = np.ascontiguousarray((alpha / self.spread)[:, None] * self.p, dtype=dtype)
+        count, dim = queries.shape
+        rows = np.zeros((count, 0, dim)) if probes is None else np.swapaxes(probes, 1, 2)
+        self.probe_unit = np.ldexp(1.0, np.frexp(np.max(np.abs(rows), axis=2, keepdims=True))[1])  # for float32's range
+        self.rows = np.ascontiguousarray(rows / self.probe_unit)
+        self.flat = np.ascontiguousarray(self.rows.reshape(-1, dim), dtype=dtype)
+        pairs = dim * (dim + 1) // 2 if "dense" in want else 0
+        self.tile = max(16, min(TILE, PAIRS // max(1, pairs)))
+        self.triangle = np.tril_indices(dim if pairs else 0)
+        self.sums = _Sums(
+            np.full(count, -np.inf),
+            *np.zeros((3, count)),
+            np.zeros((count, dim if want else 0)),
+            np.zeros((count, dim if "diagonal" in want else 0)),
+            np.zeros(self.rows.shape),
+            np.zeros((count, pairs)),
+        )
+
+    def run(self) -> None:
+        """Sum over all components."""
+        count = len(self.index.norms)
+        for start in range(0, count, self.tile):
+            self._add(start, min(start + self.tile, count))
+
+    def _add(self, start: int, stop: int) -> None:
+        index, sums = self.index, self.sums
+        points, self.unit = index.centred(start, stop, self.dtype)
+        weights = chunked(len(self.steep), stop - start, self.dtype)
+        all_pairs(self.steep, points, weights)
+        top, curvature = np.array(sums.top), 0.5 * self.alpha**2 / self.spread
+        mass, crowd, square, carrying = np.zeros((4, len(top)))
+        part = index.log_weights[start:stop], index.norms[start:stop]
+        _to_weights(weights, self.unit, *part, curvature, self.cut, sums.top, mass, crowd, square, carrying)
+        with np.errstate(invalid="ignore"):
+            sums.scale(np.where(sums.top == -np.inf, 1.0, np.exp(top - sums.top)))
+        sums.mass += mass
+        sums.crowd += crowd
+        sums.square += square
+        if not self.want:
+            return
+        if self.want <= {"mean", "trace", "product"} and carrying.sum() < SPARSE * len(top) * len(points):
+            _add_few(weights, points, self.rows, sums.vector, sums.product)
+        else:
+            self._add_products(weights, points)
+
+    def _add_products(self, weights: Any, points: Any) -> None:
+        sums = self.sums
+        weighted_sums(weights, points, sums.vector)
+        if "diagonal" in self.want:
+            weighted_sums(weights, points * points, sums.diagonal)
+        if "product" in self.want:
+            along = chunked(len(self.flat), len(points), self.dtype)
+            all_pairs(self.flat, points, along)
+            _weigh(along, weights)
+            weighted_sums(along, points, sums.product.reshape(self.flat.shape))
+        if "dense" in self.want:
+            weighted_sums(weights, _pairs(points, sums.pairs.shape[1]), sums.pairs)
+
+    def moments(self, space: Space, probes: Any) -> Moments:
+        """Return the moments; `between` is centred here, which `cancellation` watches."""
+        sums, want, slope = self.sums, self.want, self._slope(space)
+        mass = sums.mass
+        constant = 0.5 * (self.length**2 / self.spread + self.p.shape[1] * (np.log(self.spread) + LOG_2PI))
+        log_mass = sums.top + np.log(mass) - constant
+        still, logit_error = np.zeros_like(mass), self.worst_logit_error()
+        if not want:
+            return Moments(log_mass, still, None, None, Second(), Second(), self.omitted, logit_error, still)
+        self.mean = sums.vector * (self.unit / mass)[:, None]
+        within = (1.0 if space == "score" else self.sigma**2 * self.index.variance) / self.spread
+        return Moments(
+            log_mass,
+            still,
+            self._origin(space),
+            slope[:, None] * self.mean,
+            multiples_of_identity(within, self.p.shape[1], want, probes),
+            self._between(slope**2, probes),
+            self.omitted,
+            logit_error,
+            self.worst_sum_error(slope**2),
+        )
+
+    def _slope(self, space: Space) -> Any:
+        """u_k = origin + slope v_k."""
+        return (self.alpha if space == "score" else self.sigma**2) / self.spread
+
+    def _origin(self, space: Space) -> Any:
+        if space == "score":
+            return -self.p / self.spread[:, None]
+        return self.index.centre + (self.alpha * self.index.variance / self.spread)[:, None] * self.p
+
+    def _between(self, factor: Any, probes: Any) -> Second:
+        sums, want, mean = self.sums, self.want, self.mean
+        unit = factor * self.unit**2 / sums.mass
+        return Second(
+            trace=factor * self.variance() if "trace" in want else None,
+            diagonal=unit[:, None] * sums.diagonal - factor[:, None] * mean**2 if "diagonal" in want else None,
+            product=self._product(unit, factor, probes) if "product" in want else None,
+            dense=self._dense(unit, factor) if "dense" in want else None,
+        )
+
+    def _product(self, unit: Any, factor: Any, probes: Any) -> Any:
+        along = (self.mean[:, None, :] @ probes)[:, 0, :]  # (B, p)
+        raw = unit[:, None, None] * np.swapaxes(self.sums.product * self.probe_unit, 1, 2)
+        return raw - factor[:, None, None] * self.mean[:, :, None] * along[:, None, :]
+
+    def _dense(self, unit: Any, factor: Any) -> Any:
+        rows, columns = self.triangle
+        values = unit[:, None] * self.sums.pairs - factor[:, None] * self.mean[:, rows] * self.mean[:, columns]
+        dense = np.empty((len(unit), self.p.shape[1], self.p.shape[1]))
+        dense[:, rows, columns] = values
+        dense[:, columns, rows] = values
+        return dense
+
+    def variance(self) -> Any:
+        """Total variance of v under the weights, (B,)."""
+        return np.maximum(self.sums.square / self.sums.mass - np.sum(self.mean**2, axis=1), 0.0)
+
+    def error(self, moments: Moments, space: Space) -> Any:
+        """Estimate the relative error of the results, (B,), now that the spread of the weights is known.
+
+        Errors e of the logits, were they independent, would move the mean by about e sqrt(tr Cov sum w^2) and Cov by
+        e tr Cov sqrt(sum w^2); rounding of p moves all together, by at most its own size times |v - m| alpha/S. In
+        score space they are measured beside |s|, and beside S for each vector and d S for the trace. Centring here
+        and not at the mean adds what rounding makes of the centre's distance.
+        """
+        unit, mass = self._rounding(), self.sums.mass
+        logit = logit_error(self.index, self.p + self.alpha[:, None] * self.index.centre, self.alpha, self.spread, unit)
+        if not self.want:
+            return logit / np.maximum(np.abs(moments.log_mass), 1.0)
+        square, variance = self.sums.square / mass, self.variance()
+        moved = _ROUNDED * unit * self.length * self.alpha / self.spread * np.sqrt(variance)
+        logit = logit * np.sqrt(self.sums.crowd) / mass + moved
+        slope, size = self._slope(space), np.linalg.norm(moments.mean, axis=1)
+        first = (logit * np.sqrt(variance) + _ROUNDED * unit * np.sqrt(square)) * slope
+        first = (first + ROUND_64 * np.linalg.norm(self._origin(space), axis=1)) / np.maximum(size, 1e-300)
+        if self.want <= {"mean"}:
+            return first
+        second, trace_alone = logit * variance + unit * square, self.want <= {"mean", "trace"}
+        second += self.omitted * (2.0 * self.index.radius) ** 2
+        if space == "posterior":  # where single entries may be far below the trace
+            beside = variance * (1.0 if trace_alone else 0.1)
+        else:
+            beside = self.spread / self.alpha**2 * (self.p.shape[1] if trace_alone else 1)
+        return np.maximum(first, second / np.maximum(beside, 1e-300))
+
+    def worst_logit_error(self) -> Any:
+        """Bound the errors of all logits, (B,)."""
+        unit = self._rounding()
+        dim, reach = self.p.shape[1], self.length + self.alpha * self.index.radius
+        size = np.linalg.norm(self.p, axis=1) + 2.0 * self.alpha * (self.index.offset + self.index.radius)
+        slip = 4.0 * ROUND_64 * size * reach
+        product = self.alpha * self.length * self.index.radius * gamma(dim + 8, unit)
+        # The sum itself, its largest term, and the exponential are rounded in the products' dtype.
+        last = 8.0 * unit * (np.abs(math.log(len(self.index.norms))) + 100.0)
+        return (product + slip + gamma(dim + 32, ROUND_64) * reach**2) / self.spread + last
+
+    def worst_sum_error(self, factor: Any) -> Any:
+        """Bound what rounding in the sums over components did to the centred second moments, (B,)."""
+        unit = self._rounding()
+        length = gamma(self.p.shape[1], unit) + 3.0 * gamma(self.tile, unit) + 32.0 * unit
+        return length * factor * self.sums.square / self.sums.mass
+
+    def _rounding(self) -> float:
+        return ROUND_32 if self.dtype == np.float32 else ROUND_64
+
+
+def multiples_of_identity(scale: Any, dim: int, want: frozenset[Want], probes: Any | None) -> Second:
+    """Return scale I for scales (B,), in the wanted forms."""
+    return Second(
+        trace=dim * scale if "trace" in want else None,
+        diagonal=np.repeat(scale[:, None], dim, axis=1) if "diagonal" in want else None,
+        product=scale[:, None, None] * probes if "product" in want else None,
+        dense=scale[:, None, None] * np.eye(dim) if "dense" in want else None,
+    )
+
+
+@njit(cache=True, parallel=True, error_model="numpy", nogil=True)
+def _to_weights(
+    products: Any,
+    unit: float,
+    log_weights: Any,
+    norms: Any,
+    curvature: Any,
+    cut: Any,
+    top: Any,
+    mass: Any,
+    crowd: Any,
+    square: Any,
+    carrying: Any,
+) -> None:  # pragma: no cover - compiled
+    """Turn products into weights beside the largest of all, zero below the cut; `top` becomes the largest logit.
+
+    Adds up weights, their squares, weights times |v|^2, and how many are not zero.
+    """
+    width, count = products.shape[2], norms.shape[0]
+    for b in prange(products.shape[1]):
+        logits, largest = np.empty(count), top[b]
+        for c in range(products.shape[0]):
+            first, row = c * width, products[c, b]
+            bias, norm, here = log_weights[first:], norms[first:], logits[first:]
+            for n in range(min(width, count - first)):
+                here[n] = unit * row[n] + bias[n] - curvature[b] * norm[n] * norm[n]
+        for n in range(count):
+            largest = max(largest, logits[n])
+        top[b] = largest
+        for c in range(products.shape[0]):
+            first, row = c * width, products[c, b]
+            for n in range(min(width, count - first)):
+                below, w = logits[first + n] - largest, 0.0
+                if below >= -cut[b]:
+                    w = math.exp(below)
+                    mass[b] += w
+                    crowd[b] += w * w
+                    square[b] += w * norms[first + n] * norms[first + n]
+                    carrying[b] += 1
+                row[n] = w
+
+
+@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"}, nogil=True)
+def _add_few(weights: Any, points: Any, probes: Any, vector: Any, product: Any) -> None:  # pragma: no cover - compiled
+    """Add w v and w (v . probe) v for the few weights that are not zero."""
+    width = weights.shape[2]
+    for b in prange(weights.shape[1]):
+        total = vector[b]
+        for c in range(weights.shape[0]):
+            row = weights[c, b]
+            for n in range(min(width, points.shape[0] - c * width)):
+                w, v = np.float64(row[n]), points[c * width + n]
+                if w > 0.0:
+                    for j in range(v.shape[0]):
+                        total[j] += w * v[j]
+                    for k in range(probes.shape[1]):
+                        along, probe, part = 0.0, probes[b, k], product[b, k]
+                        for j in range(v.shape[0]):
+                            along += probe[j] * v[j]
+                        along *= w
+                        for j in range(v.shape[0]):
+                            part[j] += along * v[j]
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _weigh(along: Any, weights: Any) -> None:  # pragma: no cover - compiled
+    """Multiply the products with p probes for every query by its weights."""
+    probes = along.shape[1] // weights.shape[1]
+    for r in prange(along.shape[1]):
+        for c in range(along.shape[0]):
+            for n in range(along.shape[2]):
+                along[c, r, n] *= weights[c, r // probes, n]
+
+
+@njit(cache=True, parallel=True)
+def _pairs(points: Any, width: int) -> Any:  # pragma: no cover - compiled
+    out = np.empty((points.shape[0], width), points.dtype)
+    for n in prange(points.shape[0]):
+        at = 0
+        for i in range(points.shape[1]):
+            for j in range(i + 1):
+                out[n, at] = points[n, i] * points[n, j]
+                at += 1
+    return out

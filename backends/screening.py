@@ -1,0 +1,142 @@
+"""Bounds on the logits of all components from one float32 product, or from a smaller one along principal directions.
+
+The bounds are rigorous: |fl(a . b) - a . b| <= gamma_n |a| |b| holds for every order of summation, with or without
+fused multiply-adds, gamma_n = n u/(1 - n u) (Higham 2002, section 3.1); norms and N are float64, and their errors are
+counted too. See `index` for the inequality.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from dfmath.backends.components import LOG_2PI
+from dfmath.backends.index import SKETCH_WIDEST, Index
+from dfmath.backends.sweep import Problem, Tile, logit_floor, look_up, place_of_largest
+from dfmath.backends.threaded import all_pairs, chunked
+from numba import njit, prange
+
+ROUND_32, ROUND_64 = 2.0**-24, 2.0**-53
+ROUND_UP = 2.0**-22  # more than float32 and the arithmetic before it round
+LARGEST = 3e38  # in float32
+WORTH = 0.08  # taking up this share of the components from differences costs as much as a product with all of them
+
+NOTHING = np.empty((0, 0, 0), dtype=np.float32)  # bounds where there is no screen
+
+
+def gamma(terms: int, unit: float) -> float:
+    """Bound the relative error of a sum of products with this many terms."""
+    return terms * unit / (1.0 - terms * unit) if terms * unit < 0.5 else float("inf")
+
+
+class Screen:
+    """Bounds for a block of queries, tile by tile: by the plain product, or by the sketch."""
+
+    def __init__(self, problem: Problem, index: Index, sketched: bool) -> None:
+        self.problem, self.index, self.sketch = problem, index, index.sketch if sketched else None
+        p = problem.queries - problem.alpha[:, None] * index.centre
+        self.length = np.linalg.norm(p, axis=1)
+        along = p if self.sketch is None else p @ self.sketch.directions.T
+        rest = self.length**2 - np.linalg.norm(along, axis=1) ** 2
+        self.rest = np.zeros(len(p)) if self.sketch is None else np.sqrt(np.maximum(rest, 0.0))
+        self.unit = np.ldexp(1.0, np.frexp(self.length)[1])  # so that float32 neither over- nor underflows
+        self.along = np.ascontiguousarray((along / self.unit[:, None]).astype(np.float32))
+        size = np.linalg.norm(problem.queries, axis=1) + problem.alpha * (index.offset + index.radius)
+        dim, width = p.shape[1], along.shape[1]
+        self.slip = 4.0 * ROUND_64 * size + 1e-37 * dim * problem.alpha * max(index.radius, 1.0)  # underflow
+        rounding = 0.5 * gamma(width + 8, ROUND_32) + gamma(2 * dim + 32, ROUND_64)
+        # N is the root of a difference, known to the root of its error.
+        self.kappa = rounding if self.sketch is None else rounding + np.sqrt(gamma(8 * (dim + width), ROUND_64))
+
+    def bounds(self, tile: Tile, start: int, stop: int, best: Any) -> tuple[Any, Any]:
+        """Upper bounds on the logits of a tile's components, and how many of them reach what `best` leaves (B,)."""
+        if self.sketch is None:
+            points, unit = self.index.centred(start, stop, np.float32)
+            rests = np.zeros(stop - start)
+        else:
+            points, unit, rests = self.sketch.coordinates[start:stop], self.index.unit, self.sketch.rest[start:stop]
+        upper, reaching = chunked(len(self.along), stop - start, np.float32), np.zeros(len(self.along), dtype=np.int64)
+        all_pairs(self.along, points, upper)
+        sides = self.unit * unit, self.length, self.rest, self.slip
+        _bound(self.problem, tile, upper, *sides, self.index.norms[start:stop], rests, self.kappa, best, reaching)
+        return upper, reaching
+
+
+class Pilot:
+    """Chooses for each tile the cheapest bounds that leave few enough components: the sketch's, then the product's."""
+
+    def __init__(self, problem: Problem, index: Index, best: Any) -> None:
+        self.index, self.best = index, best
+        self.product = Screen(problem, index, sketched=False)
+        index.queries += len(problem.queries)
+        pays = index.queries >= 2 * SKETCH_WIDEST and index.sketch is not None
+        self.sketch = Screen(problem, index, sketched=True) if pays else None
+        if self.sketch is not None:
+            self._aim(self.sketch, problem)
+
+    def bounds(self, start: int, stop: int) -> Any:
+        """Bounds for one tile; a sketch that left too many over is not asked again."""
+        tile = self.index.tile(start, stop)
+        if self.sketch is not None:
+            upper, reaching = self.sketch.bounds(tile, start, stop, self.best)
+            if reaching.sum() <= WORTH * len(reaching) * (stop - start):
+                return upper
+            self.sketch = None
+        return self.product.bounds(tile, start, stop, self.best)[0]
+
+    def _aim(self, sketch: Screen, problem: Problem) -> None:
+        """Find a good component for each query, so that from the first tile on little is left over."""
+        count, step = len(self.index.norms), 4096
+        promising, hopes = np.zeros(len(self.best), dtype=np.int64), np.full(len(self.best), -np.inf)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            upper, _ = sketch.bounds(self.index.tile(start, stop), start, stop, self.best)
+            _keep_largest(upper, start, stop, promising, hopes)
+        look_up(problem, self.index.tile(0, count), promising, self.best)
+
+
+@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", nogil=True)
+def _bound(
+    problem: Any,
+    tile: Any,
+    products: Any,
+    scale: Any,
+    lengths: Any,
+    rest: Any,
+    slips: Any,
+    norms: Any,
+    rests: Any,
+    kappa: float,
+    best: Any,
+    reaching: Any,
+) -> None:  # pragma: no cover - compiled
+    """Turn products into upper bounds on logits, rounded up; count those that reach the floor."""
+    width, size = products.shape[2], norms.shape[0]
+    for b in prange(products.shape[1]):
+        alpha, length, slip = problem.alpha[b], lengths[b], 2.0 * slips[b]
+        spread = alpha * alpha * tile.variances[0] + problem.sigma[b] * problem.sigma[b]
+        constant = 0.5 * problem.queries.shape[1] * (math.log(spread) + LOG_2PI)
+        turn, aside, steep = 2.0 * alpha * scale[b], 2.0 * alpha * rest[b], -0.5 / spread
+        floor, count = logit_floor(best[b], problem.cut[b]), 0
+        for c in range(products.shape[0]):
+            row, first = products[c, b], c * width
+            m = min(width, size - first)
+            norm, other, log_weight = norms[first:], rests[first:], tile.log_weights[first:]
+            for n in range(m):
+                far = alpha * norm[n]
+                reach = length + far
+                square = length * length + far * far - turn * row[n] - aside * other[n] - reach * (kappa * reach + slip)
+                upper = log_weight[n] + steep * max(square, 0.0) - constant
+                row[n] = max(upper + ROUND_UP * abs(upper), -LARGEST)  # nan for a component of no weight
+            for n in range(m):
+                count += row[n] >= floor
+        reaching[b] = count
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _keep_largest(upper: Any, start: int, stop: int, promising: Any, hopes: Any) -> None:  # pragma: no cover - compiled
+    for b in prange(hopes.shape[0]):
+        place, most = place_of_largest(upper, b, stop - start)
+        if most > hopes[b]:
+            promising[b], hopes[b] = start + place, most
