@@ -79,15 +79,16 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     xp = array_namespace(here.logits)
     heaviest = xp.argmax(here.logits, axis=1)[:, None]
     log_mass, low, weights = _softmax(here, heaviest)
-    omitted = xp.zeros_like(log_mass)
+    nothing = xp.zeros_like(log_mass)
+    certified = (nothing, nothing, nothing, xp.full_like(log_mass, float(here.logits.shape[1])))
     if not want:
-        return Moments(log_mass, low, None, None, Second(), Second(), *(omitted, omitted, omitted))
+        return Moments(log_mass, low, None, None, Second(), Second(), *certified)
     anchor, anchor_low, offsets = here.anchored(space, heaviest)
     shift = xp.matmul(weights[:, None, :], offsets)
     between = _second_moment(offsets - shift, weights, want, probes)
     shift = shift + anchor_low
     within = here.within(space, weights, want, probes)
-    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, *(omitted, omitted, omitted))
+    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, *certified)
 
 
 def _softmax(here: Local, heaviest: Array) -> tuple[Array, Array, Array]:
@@ -146,6 +147,6 @@ def concatenate(parts: list[Moments]) -> Moments:
 
     plain = {
         key: stack([getattr(p, key) for p in parts])
-        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted", "logit_error", "sum_error")
+        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted", "logit_error", "sum_error", "exact")
     }
     return Moments(within=second("within"), between=second("between"), **plain)

@@ -95,12 +95,17 @@ class Index:
         """Return a range of the components."""
         return Tile(self.points[start:stop], self.log_weights[start:stop], self.variances)
 
-    def centred(self, start: int, stop: int, dtype: Any) -> tuple[Any, float]:
-        """Return (y - c)/u for a range of points in this dtype, and u; the points themselves where they will do."""
-        points = self.points[start:stop]
-        if points.dtype == dtype and self.offset == 0.0 and (dtype == np.float64 or 1 / SAFE < self.radius < SAFE):
-            return np.ascontiguousarray(points), 1.0
-        return _centred(points, self.centre, 1.0 / self.unit, np.empty(points.shape, dtype)), self.unit
+    def unit_of(self, dtype: Any) -> float:
+        """Return the unit u that coordinates have in products of this dtype."""
+        fits = dtype == np.float64 or 1 / SAFE < self.radius < SAFE
+        return 1.0 if self.points.dtype == dtype and self.offset == 0.0 and fits else self.unit
+
+    def centred(self, start: int, stop: int, dtype: Any) -> Any:
+        """Return (y - c)/u for a range of points in this dtype: the points themselves where they will do."""
+        points, unit = self.points[start:stop], self.unit_of(dtype)
+        if points.dtype == dtype and self.offset == 0.0 and unit == 1.0:
+            return np.ascontiguousarray(points)
+        return _centred(points, self.centre, 1.0 / unit, np.empty(points.shape, dtype))
 
     def _sample(self) -> Any:
         """Some points, evenly spread over the rows, in float64."""

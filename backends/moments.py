@@ -61,6 +61,8 @@ class Moments:
         come from differences.
     sum_error
         (B,) certified bound on what rounding in matrix products did to `between`, in the spectral norm; 0 likewise.
+    exact
+        (B,) how many components were taken up from differences.
     """
 
     log_mass: Array
@@ -72,6 +74,7 @@ class Moments:
     omitted: Array
     logit_error: Array
     sum_error: Array
+    exact: Array
 
     @property
     def mean(self) -> Array:
@@ -125,7 +128,7 @@ def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = 
     log_mass, low, share_a, share_b = _add_masses(a, b)
     omitted = share_a * a.omitted + share_b * b.omitted
     logit_error = array_namespace(log_mass).maximum(a.logit_error, b.logit_error)
-    rounding = (logit_error, share_a * a.sum_error + share_b * b.sum_error)
+    rounding = (logit_error, share_a * a.sum_error + share_b * b.sum_error, a.exact + b.exact)
     if a.anchor is None or b.anchor is None:
         return Moments(log_mass, low, None, None, a.within, a.between, omitted, *rounding)
     anchor, shift_a, shift_b = _common_anchor(a, b)

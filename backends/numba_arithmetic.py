@@ -1,4 +1,4 @@
-"""Sums of products in compiled loops: as fast as the rounding rules allow, or in two terms where rounding would show."""
+"""Sums of products in compiled loops: as fast as rounding rules allow, or in two terms where rounding would show."""
 
 from __future__ import annotations
 

@@ -118,8 +118,7 @@ def _easy(ask: _Ask, index: Index) -> Any:
     if "dense" in ask.want and ask.components.dim > WIDEST:
         return np.zeros(len(ask.queries), dtype=bool)
     spread = ask.alpha**2 * index.variance + ask.sigma**2
-    unit = 0.5 * float(np.finfo(_dtype(ask)).eps)
-    return logit_error(index, ask.queries, ask.alpha, spread, unit) <= TRY * limit(ask.precision)
+    return logit_error(index, ask.queries, ask.alpha, spread, _dtype(ask)) <= TRY * limit(ask.precision)
 
 
 def _dtype(ask: _Ask) -> Any:
@@ -173,7 +172,7 @@ def _left_out(mass: Any, ask: _Ask, index: Index) -> Any:
 
 def _swept(ask: _Ask, index: Index | None) -> Moments:
     """Sweep over tiles of components; with an index, of those alone that its bounds leave over."""
-    components, (count, dim), want = ask.components, ask.queries.shape, ask.want
+    components, (count, dim) = ask.components, ask.queries.shape
     problem, state = _problem(ask, index), _state(ask)
     pilot = None if index is None else Pilot(problem, index, state.best)
     near = max(16, min(TILE_MOST, TILE_BYTES // (dim * components.centres.dtype.itemsize)))
@@ -238,7 +237,10 @@ def _state(ask: _Ask) -> State:
 
 
 def _moments(state: State, ask: _Ask) -> Moments:
-    mass, certified = (state.log_mass, state.log_mass_low), (state.omitted, *np.zeros((2, len(state.omitted))))
+    mass, certified = (
+        (state.log_mass, state.log_mass_low),
+        (state.omitted, *np.zeros((2, len(state.omitted))), state.kept),
+    )
     if not ask.want:
         return Moments(*mass, None, None, Second(), Second(), *certified)
     between = Second(

@@ -29,15 +29,26 @@ TILE = 2048  # components whose weights are formed at a time
 PAIRS = 2**21  # products of two coordinates that are formed at a time
 WIDEST = 512  # dimensions up to which a tile of such products fits
 
+LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
 _ROUNDED = 0.5  # one rounding is off by about this many u
 
 
-def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, unit: float) -> Any:
-    """Estimate the error of logits from products in this precision, (B,): the usual one, not the worst."""
+def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, dtype: Any) -> Any:
+    """Estimate the error of logits from products in this dtype, (B,): the usual one, not the worst.
+
+    Infinite where the dtype could not hold the factors.
+    """
     length = np.linalg.norm(queries - alpha[:, None] * index.centre, axis=1)
     growth = 0.25 + 1.5 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
-    return growth * unit * alpha * index.typical * (length + alpha * index.typical) / spread
+    steep = alpha / spread
+    error = growth * rounding(dtype) * steep * index.typical * (length + alpha * index.typical)
+    return np.where(steep * length * index.unit_of(dtype) < LARGEST, error, np.inf)
+
+
+def rounding(dtype: Any) -> float:
+    """Return the unit roundoff."""
+    return ROUND_32 if dtype == np.float32 else ROUND_64
 
 
 @dataclass
@@ -75,7 +86,7 @@ class Products:
         dtype: Any,
         cut: Any,
     ) -> None:
-        self.index, self.alpha, self.want, self.dtype = index, alpha, want, dtype
+        self.queries, self.index, self.alpha, self.want, self.dtype = queries, index, alpha, want, dtype
         self.spread = alpha**2 * index.variance + sigma**2
         self.sigma = sigma
         # Weights that single precision could not hold as normal numbers are left out, too.
@@ -83,7 +94,8 @@ class Products:
         self.omitted = len(index.norms) * np.exp(-self.cut)
         self.p = double.residual(queries, alpha[:, None], index.centre)[0]
         self.length = np.linalg.norm(self.p, axis=1)
-        self.steep = np.ascontiguousarray((alpha / self.spread)[:, None] * self.p, dtype=dtype)
+        self.unit = index.unit_of(dtype)
+        self.steep = np.ascontiguousarray((self.unit * alpha / self.spread)[:, None] * self.p, dtype=dtype)
         count, dim = queries.shape
         rows = np.zeros((count, 0, dim)) if probes is None else np.swapaxes(probes, 1, 2)
         self.probe_unit = np.ldexp(1.0, np.frexp(np.max(np.abs(rows), axis=2, keepdims=True))[1])  # for float32's range
@@ -109,13 +121,13 @@ class Products:
 
     def _add(self, start: int, stop: int) -> None:
         index, sums = self.index, self.sums
-        points, self.unit = index.centred(start, stop, self.dtype)
+        points = index.centred(start, stop, self.dtype)
         weights = chunked(len(self.steep), stop - start, self.dtype)
         all_pairs(self.steep, points, weights)
         top, curvature = np.array(sums.top), 0.5 * self.alpha**2 / self.spread
         mass, crowd, square, carrying = np.zeros((4, len(top)))
         part = index.log_weights[start:stop], index.norms[start:stop]
-        _to_weights(weights, self.unit, *part, curvature, self.cut, sums.top, mass, crowd, square, carrying)
+        _to_weights(weights, *part, curvature, self.cut, sums.top, mass, crowd, square, carrying)
         with np.errstate(invalid="ignore"):
             sums.scale(np.where(sums.top == -np.inf, 1.0, np.exp(top - sums.top)))
         sums.mass += mass
@@ -149,7 +161,7 @@ class Products:
         log_mass = sums.top + np.log(mass) - constant
         still, logit_error = np.zeros_like(mass), self.worst_logit_error()
         if not want:
-            return Moments(log_mass, still, None, None, Second(), Second(), self.omitted, logit_error, still)
+            return Moments(log_mass, still, None, None, Second(), Second(), self.omitted, logit_error, still, still)
         self.mean = sums.vector * (self.unit / mass)[:, None]
         within = (1.0 if space == "score" else self.sigma**2 * self.index.variance) / self.spread
         return Moments(
@@ -162,6 +174,7 @@ class Products:
             self.omitted,
             logit_error,
             self.worst_sum_error(slope**2),
+            still,
         )
 
     def _slope(self, space: Space) -> Any:
@@ -208,8 +221,8 @@ class Products:
         score space they are measured beside |s|, and beside S for each vector and d S for the trace. Centring here
         and not at the mean adds what rounding makes of the centre's distance.
         """
-        unit, mass = self._rounding(), self.sums.mass
-        logit = logit_error(self.index, self.p + self.alpha[:, None] * self.index.centre, self.alpha, self.spread, unit)
+        unit, mass = rounding(self.dtype), self.sums.mass
+        logit = logit_error(self.index, self.queries, self.alpha, self.spread, self.dtype)
         if not self.want:
             return logit / np.maximum(np.abs(moments.log_mass), 1.0)
         square, variance = self.sums.square / mass, self.variance()
@@ -230,7 +243,7 @@ class Products:
 
     def worst_logit_error(self) -> Any:
         """Bound the errors of all logits, (B,)."""
-        unit = self._rounding()
+        unit = rounding(self.dtype)
         dim, reach = self.p.shape[1], self.length + self.alpha * self.index.radius
         size = np.linalg.norm(self.p, axis=1) + 2.0 * self.alpha * (self.index.offset + self.index.radius)
         slip = 4.0 * ROUND_64 * size * reach
@@ -241,12 +254,9 @@ class Products:
 
     def worst_sum_error(self, factor: Any) -> Any:
         """Bound what rounding in the sums over components did to the centred second moments, (B,)."""
-        unit = self._rounding()
+        unit = rounding(self.dtype)
         length = gamma(self.p.shape[1], unit) + 3.0 * gamma(self.tile, unit) + 32.0 * unit
         return length * factor * self.sums.square / self.sums.mass
-
-    def _rounding(self) -> float:
-        return ROUND_32 if self.dtype == np.float32 else ROUND_64
 
 
 def multiples_of_identity(scale: Any, dim: int, want: frozenset[Want], probes: Any | None) -> Second:
@@ -262,7 +272,6 @@ def multiples_of_identity(scale: Any, dim: int, want: frozenset[Want], probes: A
 @njit(cache=True, parallel=True, error_model="numpy", nogil=True)
 def _to_weights(
     products: Any,
-    unit: float,
     log_weights: Any,
     norms: Any,
     curvature: Any,
@@ -284,7 +293,7 @@ def _to_weights(
             first, row = c * width, products[c, b]
             bias, norm, here = log_weights[first:], norms[first:], logits[first:]
             for n in range(min(width, count - first)):
-                here[n] = unit * row[n] + bias[n] - curvature[b] * norm[n] * norm[n]
+                here[n] = row[n] + bias[n] - curvature[b] * norm[n] * norm[n]
         for n in range(count):
             largest = max(largest, logits[n])
         top[b] = largest

@@ -52,7 +52,7 @@ class Screen:
     def bounds(self, tile: Tile, start: int, stop: int, best: Any) -> tuple[Any, Any]:
         """Upper bounds on the logits of a tile's components, and how many of them reach what `best` leaves (B,)."""
         if self.sketch is None:
-            points, unit = self.index.centred(start, stop, np.float32)
+            points, unit = self.index.centred(start, stop, np.float32), self.index.unit_of(np.float32)
             rests = np.zeros(stop - start)
         else:
             points, unit, rests = self.sketch.coordinates[start:stop], self.index.unit, self.sketch.rest[start:stop]

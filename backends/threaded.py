@@ -18,7 +18,6 @@ import scipy.linalg  # noqa: F401 - brings the BLAS that compiled loops call, wh
 from numba import njit, prange
 from threadpoolctl import ThreadpoolController
 
-
 MOST_CHUNKS = 16
 
 

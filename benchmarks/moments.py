@@ -1,139 +1,180 @@
 """Posterior moments side by side with the peers: time, error and memory over the noise levels of real data.
 
-    pip install -c constraints.txt -e ".[test]" && python benchmarks/moments.py --data digits
-
 Every figure of one row comes from one run: all contenders in turn, round after round, on the same queries. Errors are
 relative, against float64 sums of differences, at the worst of a few queries. JAX and KeOps take part where installed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import CONTENDERS, TASKS, truth
-from timing import interleaved, machine, median, peak_memory, sgemm_rate
-from workloads import levels, points, queries
+from dfmath.benchmarks.contenders import CONTENDERS, truth
+from dfmath.benchmarks.timing import interleaved, machine, peak_memory, sgemm_rate, write
+from dfmath.benchmarks.workloads import levels, points, queries
 
 CHECKED = 8  # queries whose truth is computed
+MATRIX_PRODUCTS = {"mean and trace": 2, "one product": 4, "eight products": 18}  # of the dense form
 
 
-def prepare(y: Any, task: str, chosen: list[str]) -> dict[str, Any]:
-    """Return the contenders that can do the task here; say which cannot, and why."""
-    ready = {}
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    data: str
+    tasks: tuple[str, ...]
+    contenders: tuple[str, ...]
+    count: int | None = None
+    queries: int = 256
+    levels: int = 18
+    rounds: int = 5
+
+
+def measure(plan: Plan, note: Callable[[str], None], done: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Return all figures; `done` sees them after every level, so that an interruption loses no finished part."""
+    y = points(plan.data, plan.count)
+    result: dict[str, Any] = {"data": plan.data, "shape": list(y.shape), "queries": plan.queries}
+    result |= {"machine": machine(), "sgemm flop/s": sgemm_rate(), "tasks": {}}
+    for task in plan.tasks:
+        ready, absent = _prepare(y, task, plan.contenders)
+        rows: list[dict[str, Any]] = []
+        result["tasks"][task] = {"absent": absent, "levels": rows}
+        work = 2.0 * MATRIX_PRODUCTS[task] * plan.queries * y.size
+        for rho in levels(plan.levels):
+            found = _level(y, float(rho), task, ready, plan)
+            for figures in found.values():
+                figures["share of sgemm"] = work / figures["seconds"] / result["sgemm flop/s"]
+            rows.append({"rho": float(rho), "contenders": found})
+            done(result)
+            note(f"{task}, rho = {rho:.3g}")
+    return result
+
+
+def _prepare(y: Any, task: str, chosen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the contenders for the task that are installed here, and why the others are not."""
+    ready, absent = {}, {}
     for name in chosen:
-        try:
-            ready[name] = CONTENDERS[name](y, task)
-        except (ImportError, NotImplementedError) as reason:
-            print(f"{name}: left out of '{task}': {reason}", file=sys.stderr)
-    return ready
+        factory, tasks = CONTENDERS[name]
+        if task in tasks:
+            try:
+                ready[name] = factory(y, task)
+            except ImportError as reason:
+                absent[name] = str(reason)
+    return ready, absent
 
 
-def level(y: Any, rho: float, task: str, ready: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one noise level: {contender: {seconds, rounds, error, bytes}}."""
-    x, v = queries(y, rho, options.queries)
-    v = v if task == "eight products" else v[:, :, :1]
+def _level(y: Any, rho: float, task: str, ready: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Measure one noise level."""
+    x, v = queries(y, rho, plan.queries)
+    v = np.ascontiguousarray(v if task == "eight products" else v[:, :, :1])
     wanted = truth(y, x[:CHECKED], rho, v[:CHECKED])
-    found = {name: _checked(evaluate(x, rho, v), wanted) for name, evaluate in ready.items()}  # warms up, too
+    errors = {name: _errors(evaluate(x, rho, v), wanted) for name, evaluate in ready.items()}  # warms up, too
     calls = {name: (lambda evaluate=evaluate: evaluate(x, rho, v)) for name, evaluate in ready.items()}
-    seconds = interleaved(calls, options.rounds)
+    seconds = interleaved(calls, plan.rounds)
     return {
         name: {
-            "seconds": median(seconds[name]),
+            "seconds": statistics.median(seconds[name]),
             "rounds": len(seconds[name]),
-            "errors": found[name],
-            "bytes": peak_memory(calls[name]) if options.memory else None,
+            "errors": errors[name],
+            "bytes": peak_memory(calls[name]),
         }
         for name in ready
     }
 
 
-def _checked(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, float | None]:
+def _errors(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, float | None]:
     """Worst relative error of each quantity; None where the answer is not a number."""
     errors = {}
     for key, value in found.items():
-        got, true = (np.asarray(a, dtype=np.float64)[:CHECKED].reshape(CHECKED, -1) for a in (value, wanted[key]))
+        got, true = (np.asarray(a, dtype=np.float64)[:CHECKED] for a in (value, wanted[key]))
+        got, true = (a.reshape(len(a), -1) for a in (got, true))
         worst = float((np.linalg.norm(got - true, axis=1) / np.linalg.norm(true, axis=1)).max())
         errors[key] = worst if math.isfinite(worst) else None
     return errors
 
 
-def flops(y: Any, task: str, count: int) -> float:
-    """Operations of the dense form's matrix products: logits and mean, and two more for each vector."""
-    products = {"mean and trace": 2, "one product": 4, "eight products": 18}[task]
-    return 2.0 * products * count * y.shape[0] * y.shape[1]
+def ratios(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """How long the first contender takes, in units of each other one's time, level by level."""
+    first, *others = rows[0]["contenders"]
+    seconds = [{name: found["seconds"] for name, found in row["contenders"].items()} for row in rows]
+    return {name: [row[first] / row[name] for row in seconds] for name in others}
 
 
-def table(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Markdown: milliseconds and worst error of the first, time ratios and errors of the others."""
-    first, *others = names
-    lines = ["| rho | " + " | ".join([f"{first}, ms (error)", *(f"{n}, times as long (error)" for n in others)]) + " |"]
-    lines.append("|---" * (len(names) + 1) + "|")
-    for row in rows:
+def geometric_mean(values: list[float]) -> float:
+    """Exp of the mean of the logarithms."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All figures as tables: seconds, share of sgemm and error of the first; time ratios and errors of the others."""
+    n, d = result["shape"]
+    about = result["machine"]
+    head = f"# Posterior moments, {result['data']}, {n} x {d}, {result['queries']} queries\n\n"
+    rate = result["sgemm flop/s"] / 1e9
+    head += f"{about['processor']}, {about['cores']} cores, {rate:.0f} GFLOP/s in sgemm; commit {about['commit']}.\n"
+    return head + "".join(f"\n## {task}\n\n{_table(part['levels'])}\n" for task, part in result["tasks"].items())
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    first, *others = rows[0]["contenders"]
+    columns = [f"{first}: seconds", "of sgemm", "MiB", "error", *(f"{first} / {name} (its error)" for name in others)]
+    lines = ["| rho | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    shares = ratios(rows)
+    for i, row in enumerate(rows):
         mine = row["contenders"][first]
-        cells = [f"{1e3 * mine['seconds']:.3g} ({_worst(mine)})"]
-        peers = [row["contenders"][name] for name in others]
-        cells += [f"{peer['seconds'] / mine['seconds']:.3g} ({_worst(peer)})" for peer in peers]
+        cells = [f"{mine['seconds']:.3g}", f"{mine['share of sgemm']:.2g}", _mebibytes(mine), _worst(mine)]
+        cells += [f"{shares[name][i]:.3g} ({_worst(row['contenders'][name])})" for name in others]
         lines.append(f"| {row['rho']:.3g} | " + " | ".join(cells) + " |")
-    ratios = {n: [r["contenders"][n]["seconds"] / r["contenders"][first]["seconds"] for r in rows] for n in others}
-    means = [f"{math.exp(sum(map(math.log, values)) / len(values)):.3g}" for values in ratios.values()]
-    return "\n".join([*lines, "| geometric mean | | " + " | ".join(means) + " |"])
+    means = [f"{geometric_mean(values):.3g}, at most {max(values):.3g}" for values in shares.values()]
+    return "\n".join([*lines, "| geometric mean | | | | | " + " | ".join(means) + " |"])
 
 
-def _worst(result: dict[str, Any]) -> str:
-    errors = list(result["errors"].values())
+def _worst(figures: dict[str, Any]) -> str:
+    errors = list(figures["errors"].values())
     return "not a number" if None in errors else f"{max(errors):.0e}"
 
 
-def parse() -> argparse.Namespace:
-    """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("digits", "patches", "plane"), default="digits")
-    parser.add_argument("--count", type=int, help="use this many points (default: all)")
-    parser.add_argument("--task", choices=TASKS, action="append", help="default: all three")
-    parser.add_argument("--contender", choices=tuple(CONTENDERS), action="append", help="default: all")
-    parser.add_argument("--queries", type=int, default=256)
-    parser.add_argument("--levels", type=int, default=18)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="also watch the peak of memory during one more call")
-    parser.add_argument("--json", type=Path, help="write everything to this file")
-    return parser.parse_args()
+def _mebibytes(figures: dict[str, Any]) -> str:
+    return "?" if figures["bytes"] is None else f"{figures['bytes'] / 2**20:.0f}"
 
 
-def main() -> None:
-    """Measure, print tables, write JSON after every task so that an interruption loses no finished part."""
-    options = parse()
-    y = points(options.data, options.count)
-    rate = sgemm_rate()
-    result: dict[str, Any] = {"data": options.data, "shape": list(y.shape), "queries": options.queries}
-    result |= {"machine": machine(), "sgemm flop/s": rate, "tasks": {}}
-    for task in options.task or TASKS:
-        ready = prepare(y, task, options.contender or list(CONTENDERS))
-        rows = [
-            {"rho": float(rho), "contenders": level(y, float(rho), task, ready, options)}
-            for rho in levels(options.levels)
-        ]
-        work = flops(y, task, options.queries)
-        for row in rows:
-            for measured in row["contenders"].values():
-                measured["share of sgemm"] = work / measured["seconds"] / rate
-        result["tasks"][task] = rows
-        print(f"\n{task}, {options.data} {y.shape[0]} x {y.shape[1]}, {options.queries} queries\n")
-        print(table(rows, list(ready)), flush=True)
-        if options.json:
-            _write(options.json, result)
+def figure(result: dict[str, Any]) -> Any:
+    """Draw time ratios and errors against the noise level, a column for each task."""
+    from matplotlib.figure import Figure
+
+    tasks = result["tasks"]
+    page = Figure(figsize=(5.2 * len(tasks), 7.2), layout="constrained")
+    axes = page.subplots(2, len(tasks), squeeze=False, sharex=True)
+    for column, (task, part) in enumerate(tasks.items()):
+        _draw(axes[0, column], axes[1, column], task, part["levels"])
+    page.suptitle(f"{result['data']}, {result['shape'][0]} x {result['shape'][1]}, {result['queries']} queries")
+    return page
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(path)
+def _draw(times: Any, errors: Any, task: str, rows: list[dict[str, Any]]) -> None:
+    rho = [row["rho"] for row in rows]
+    names = list(rows[0]["contenders"])
+    for i, (name, values) in enumerate(ratios(rows).items(), start=1):
+        times.plot(rho, values, "o-", color=f"C{i}", markersize=3, label=name)
+    for i, name in enumerate(names):
+        worst = [max(e or math.nan for e in row["contenders"][name]["errors"].values()) for row in rows]
+        errors.plot(rho, np.maximum(worst, 1e-17), "o-", color=f"C{i}", markersize=3, label=name)
+    times.axhline(1.0, color="0.4", linewidth=0.8)
+    times.set(xscale="log", yscale="log", title=task, ylabel=f"time of {names[0]} / time of the other")
+    errors.set(yscale="log", ylabel="worst relative error", xlabel=r"noise-to-signal ratio $\rho$")
+    for axis in (times, errors):
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7)
 
 
-if __name__ == "__main__":
-    main()
+def save(result: dict[str, Any], folder: Path) -> None:
+    """Write JSON and Markdown."""
+    stem = folder / f"moments_{result['data']}"
+    write(stem.with_suffix(".json"), json.dumps(result, indent=1))
+    write(stem.with_suffix(".md"), markdown(result))

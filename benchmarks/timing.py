@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 import threading
 import time
@@ -16,6 +15,8 @@ import numpy as np
 
 Call = Callable[[], Any]
 
+REST = 0.3  # seconds before each call: threads of the call before, OpenBLAS's above all, go on waiting busily
+
 
 def interleaved(calls: dict[str, Call], rounds: int, patience: float = 30.0) -> dict[str, list[float]]:
     """Seconds of each call, once in every round, so that a slow spell of the machine hits all of them.
@@ -26,6 +27,7 @@ def interleaved(calls: dict[str, Call], rounds: int, patience: float = 30.0) -> 
     for _ in range(rounds):
         for name, call in calls.items():
             if sum(seconds[name]) < patience:
+                time.sleep(REST)
                 begin = time.perf_counter()
                 call()
                 seconds[name].append(time.perf_counter() - begin)
@@ -62,11 +64,6 @@ def sgemm_rate(n: int = 4096, rounds: int = 5) -> float:
     return 2 * n**3 / min(interleaved({"sgemm": lambda: a @ a}, rounds)["sgemm"])
 
 
-def median(seconds: list[float]) -> float:
-    """Median of the times."""
-    return statistics.median(seconds)
-
-
 def machine() -> dict[str, Any]:
     """Processor, cores, commit and versions."""
     from dfmath.report import versions
@@ -91,3 +88,19 @@ def _commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty"]
     found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
+
+
+def write(path: Path, text: str) -> None:
+    """Write to a temporary name, then rename: an interruption leaves no half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def folder(path: str) -> Path:
+    """Return a folder to write results to, made if need be; before the work, not after it."""
+    found = Path(path)
+    if not path or (found.exists() and not found.is_dir()):
+        raise ValueError(f"output must name a folder, got {path!r}")
+    found.mkdir(parents=True, exist_ok=True)
+    return found

@@ -32,6 +32,9 @@ def plane(count: int = 100_000, seed: int = 0) -> Any:
     return (radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
 
 
+NAMES = ("digits", "patches", "plane")
+
+
 def points(name: str, count: int | None = None) -> Any:
     """Return the points of that name, in float32."""
     if name == "digits":

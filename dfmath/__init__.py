@@ -1,6 +1,7 @@
 """Second-order quantities of diffusion models, exact where there is a closed form: the diffusion Fisher and its kin."""
 
 from dfmath import backends
+from dfmath.evaluation import Evaluation
 from dfmath.fisher import DiffusionFisher, PosteriorCovariance
 from dfmath.flow import FlowResult, Likelihood, log_likelihood, probability_flow
 from dfmath.marginal import Marginal
@@ -10,6 +11,7 @@ from dfmath.transport import OTReport, ot_check
 
 __all__ = [
     "DiffusionFisher",
+    "Evaluation",
     "FlowResult",
     "GaussianMixture",
     "Likelihood",

@@ -1,4 +1,4 @@
-"""The command line: ``dfmath verify``, ``fisher``, ``ot-test`` and ``info``."""
+"""The command line: ``dfmath verify``, ``fisher``, ``ot-test``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
@@ -334,6 +334,45 @@ def info(json: Json = False) -> int:
     }
     for name, value in rows.items():
         print(f"{name:18}{value}")
+    return 0
+
+
+bench = typer.Typer(help="Side-by-side benchmarks; tables, JSON and figures go to a folder.", rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results are written.")]
+
+
+@bench.command()
+def moments(
+    data: Annotated[str, typer.Option(help="digits, patches (50,000 x 3072) or plane (100,000 x 2).")] = "digits",
+    task: Annotated[list[str] | None, typer.Option(help="mean and trace, one product, eight products.")] = None,
+    contender: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Beside dfmath; all by default.")] = None,
+    count: Annotated[int | None, typer.Option(help="Use this many points; all by default.")] = None,
+    queries: Annotated[int, typer.Option(help="Queries at each level.")] = 256,
+    levels: Annotated[int, typer.Option(help="Noise levels of the EDM grid, 80 to 0.002.")] = 18,
+    rounds: Annotated[int, typer.Option(help="Timed calls of everybody at each level.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Posterior mean and tr F, F v and F V(8), beside torch, NumPy, JAX and KeOps."""
+    from dfmath import report
+    from dfmath.benchmarks import contenders, timing, workloads
+    from dfmath.benchmarks import moments as run
+
+    peers = tuple(name for name in contenders.CONTENDERS if name != "dfmath")
+    plan = run.Plan(
+        _checks.one_of("data", data, workloads.NAMES),
+        tuple(_checks.one_of("task", t, contenders.TASKS) for t in task or contenders.TASKS),
+        ("dfmath", *(_checks.one_of("contender", c, peers) for c in contender or peers)),
+        None if count is None else _checks.positive_integer("count", count),
+        *(_checks.positive_integer(n, v) for n, v in (("queries", queries), ("levels", levels), ("rounds", rounds))),
+    )
+    folder = timing.folder(output)
+    with _progress("benchmark", len(plan.tasks) * plan.levels) as advance:
+        result = run.measure(plan, advance, lambda so_far: run.save(so_far, folder))
+    report.print_json(result) if json else print(run.markdown(result))
+    _save(run.figure(result), str(folder / f"moments_{plan.data}.png"), json)
     return 0
 
 

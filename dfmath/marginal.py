@@ -12,6 +12,7 @@ from dfmath.backends import Moments, Space, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, is_torch_array
 from dfmath.backends.components import Components
 from dfmath.draws import draw_posterior, draw_prior
+from dfmath.evaluation import Evaluation, evaluate
 from dfmath.fisher import DiffusionFisher
 
 Function = Callable[[Array], Array]
@@ -97,6 +98,33 @@ class Marginal:
     def fisher(self, x: Array) -> DiffusionFisher:
         """Return F(x) = -Hess log q(x) as a batch of B symmetric operators [MATH 1.2-1.5]."""
         return self.fisher_at(self.door(x), x.dtype)
+
+    def evaluate(self, x: Array, want: Iterable[Want] = ("trace",), probes: Array | None = None) -> Evaluation:
+        """Return log density, score, posterior mean and forms of F from one sweep over the data.
+
+        Parameters
+        ----------
+        x
+            (B, d) queries.
+        want
+            Any of ``trace``, ``diagonal``, ``product``, ``dense``, of F.
+        probes
+            (B, d, k) vectors for ``product``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If queries or probes do not fit the prior, or `want` names something else.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dfmath import PointMasses
+        >>> found = PointMasses(np.eye(3)).diffuse(1.0, 0.5).evaluate(np.zeros((1, 3)), ["trace"])
+        >>> found.score.shape, found.trace.shape
+        ((1, 3), (1,))
+        """
+        return evaluate(self, x, want, probes)
 
     def sample(self, n: int, seed: int) -> Array:
         """Draw x from q, (n, d); with one noise level per query, n must be their number."""

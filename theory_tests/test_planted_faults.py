@@ -41,8 +41,8 @@ FAULTS = {
     ),
     "an error bound of zero": (
         "dfmath/rounding.py",
-        "    bound = dropped + delta * largest + weights + sums * (covariance + largest) + moved + result + moments.sum_error",
-        "    bound = 0.0 * moved",
+        "    return xp.where(bound <= float(xp.finfo(dtype).max), bound,",
+        "    bound = 0.0 * moved\n    return xp.where(bound <= float(xp.finfo(dtype).max), bound,",
         "4.9b",
     ),
     "sign of the likelihood": (

@@ -1,6 +1,6 @@
 """Worst relative errors against 60-digit arithmetic, beside plain dense torch code on the same cases.
 
-    pip install -c constraints.txt -e ".[test]" && python benchmarks/accuracy.py [--json FILE]
+    pip install -c constraints.txt -e ".[test]" && python theory_tests/accuracy.py [--json FILE]
 
 Queries lie midway between near neighbours, where weights are not trivial at any noise level. The peer is what most
 hand-written code does: softmax of -(|x|^2 + |y|^2 - 2 x.y)/(2 sigma^2), tr P as E|y|^2 - |m|^2.
@@ -21,7 +21,7 @@ import torch
 from dfmath import PointMasses
 from dfmath.datasets import digits
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "theory_tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 from arbitrary_precision import Truth, point_masses
 
 ALPHA, QUERIES = 0.7, 3

@@ -1,0 +1,1 @@
+"""Side-by-side runs against what others use, and their results: ``dfmath bench``."""

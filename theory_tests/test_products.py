@@ -1,0 +1,235 @@
+"""Moments by matrix products, and the screens that leave few components to take up from differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dfmath.backends import index, numba_cpu, posterior_moments, products, screening, use
+from dfmath.backends.index import Index, index_of
+from dfmath.backends.threaded import all_pairs, chunked, threads, weighted_sums
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from dfmath import GaussianMixture, PointMasses
+
+
+def cloud(seed, count, dim, offset, scale, dtype):
+    """Clusters of near points, on and off the origin."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, count // 8), dim))
+    points = np.repeat(centres, 8, axis=0)[:count] + 0.01 * rng.standard_normal((min(count, 8 * len(centres)), dim))
+    return (offset + scale * points).astype(dtype)
+
+
+def exact_logits(points, logs, x, alpha, spread):
+    """In extended precision, from differences."""
+    points, x = points.astype(np.longdouble), x.astype(np.longdouble)
+    squares = ((x[:, None, :] - np.longdouble(alpha) * points[None, :, :]) ** 2).sum(axis=2)
+    return logs - (squares / spread + points.shape[1] * np.log(2 * np.pi * np.longdouble(spread))) / 2
+
+
+clouds = {
+    "seed": st.integers(0, 2**20),
+    "count": st.integers(1, 60),
+    "dim": st.sampled_from([1, 2, 7, 64, 200]),
+    "offset": st.sampled_from([0.0, 3.0, -1e4]),
+    "scale": st.sampled_from([1e-20, 1e-3, 1.0, 255.0, 1e12]),
+    "noise": st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 30.0]),
+    "dtype": st.sampled_from([np.float32, np.float64]),
+}
+
+
+def asked(points, x, alpha, sigma, tolerance=1e-20):
+    ones = np.ones(len(x))
+    components = PointMasses(points).components
+    return components, numba_cpu._problem(
+        numba_cpu._Ask(x, components, alpha * ones, sigma * ones, frozenset(), "score", None, tolerance, 0.0),
+        index_of(components),
+    )
+
+
+def screened(problem, points, best, sketched, monkeypatch):
+    """All upper bounds of a screen, (B, N)."""
+    monkeypatch.setattr(index, "SAMPLE", 1)
+    monkeypatch.setattr(index, "SKETCH_LEAST", 1)
+    monkeypatch.setattr(index, "SKETCH_SHARE", 2)
+    here = Index(PointMasses(points).components)
+    if sketched and here.sketch is None:
+        return None
+    screen = screening.Screen(problem, here, sketched)
+    upper, _ = screen.bounds(here.tile(0, len(points)), 0, len(points), best)
+    return np.concatenate(list(upper), axis=1)[:, : len(points)]
+
+
+@pytest.mark.parametrize("sketched", [False, True])
+@given(**clouds)
+@settings(max_examples=150)
+def test_bounds_are_above_the_logits(sketched, seed, count, dim, offset, scale, noise, dtype):
+    """For every component and query, however near, far or crowded [MATH 4.8]."""
+    points = cloud(seed, count, dim, offset, scale, dtype)
+    rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
+    x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
+    components, problem = asked(points, x, alpha, sigma)
+    with pytest.MonkeyPatch.context() as patch:
+        upper = screened(problem, points, np.full(3, -np.inf), sketched, patch)
+    if upper is None:
+        return
+    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma**2)
+    assert (upper >= exact).all()
+
+
+def test_bounds_without_their_rounding_terms_are_not(monkeypatch):
+    """The test above can fail: bounds from the product alone are below some logits."""
+    points = cloud(0, 60, 200, 0.0, 1.0, np.float32)
+    x = 0.7 * points[:3].astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal((3, 200))
+    components, problem = asked(points, x, 0.7, 0.001)
+    monkeypatch.setattr(screening, "gamma", lambda terms, unit: 0.0)
+    upper = screened(problem, points, np.full(3, -np.inf), False, monkeypatch)
+    assert (upper < exact_logits(points, components.log_weights[0], x, 0.7, 1e-6)).any()
+
+
+@given(**clouds)
+@settings(max_examples=150)
+def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale, noise, dtype):
+    """log q from products alone, whether or not it would be used, within its own bound [MATH 4.9]."""
+    points = cloud(seed, count, dim, offset, scale, dtype)
+    rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
+    x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
+    components = PointMasses(points).components
+    ones = np.ones(3)
+    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma**2)
+    top = exact.max(axis=1, keepdims=True)
+    wanted = top[:, 0] + np.log(np.exp(exact - top).sum(axis=1))
+    for precision in (np.float32, np.float64):
+        ask = (x, index_of(components), alpha * ones, sigma * ones)
+        if not np.isfinite(products.logit_error(ask[1], x, ask[2], ask[3] ** 2, precision)).all():
+            continue
+        way = products.Products(
+            x, index_of(components), alpha * ones, sigma * ones, frozenset(), None, precision, np.full(3, np.inf)
+        )
+        with threads(1):
+            way.run()
+        found = way.moments("score", None)
+        slack = 1e-13 * (1.0 + np.abs(wanted))  # of the constant, which every way shares
+        assert (np.abs(found.log_mass - wanted) <= found.logit_error + slack).all()
+
+
+@pytest.mark.parametrize("space", ["score", "posterior"])
+@pytest.mark.parametrize("noise", [0.003, 0.05, 0.3, 1.0, 30.0])
+@pytest.mark.parametrize("variance", [None, 0.04])
+def test_both_ways_are_the_reference(space, noise, variance, monkeypatch):
+    """Every form, by products, by differences, and by what is chosen, in both precisions."""
+    rng = np.random.default_rng(0)
+    points, v = 2.0 + rng.standard_normal((700, 6)), rng.standard_normal((9, 6, 2))
+    prior = PointMasses(points) if variance is None else GaussianMixture(points, variance)
+    x = 0.9 * points[:9] + noise * rng.standard_normal((9, 6))
+    ask = (x, prior.components, np.array([0.9]), np.array([noise]), ("trace", "diagonal", "product", "dense"))
+    with use("array-api"):
+        wanted = posterior_moments(*ask, space=space, probes=v)
+    for attempts, precision, rtol in ((0.0, 2e-16, 1e-10), (20.0, 2e-16, 1e-10), (20.0, 1.2e-7, 1e-5)):
+        monkeypatch.setattr(numba_cpu, "TRY", attempts)
+        found = posterior_moments(*ask, space=space, probes=v, tolerance=1e-290, precision=precision)
+        for name in ("trace", "diagonal", "product", "dense"):
+            got, true = (getattr(m.between, name).reshape(9, -1) for m in (found, wanted))
+            beside = np.linalg.norm(true, axis=1) + np.linalg.norm(wanted.within.dense, axis=(1, 2))
+            beside = beside * (np.linalg.norm(v, axis=(1, 2)) if name == "product" else 1.0)
+            assert (np.linalg.norm(got - true, axis=1) <= rtol * np.maximum(beside, 1e-290)).all(), (name, attempts)
+        assert (np.linalg.norm(found.mean - wanted.mean, axis=1) <= rtol * np.linalg.norm(wanted.mean, axis=1)).all()
+
+
+def test_the_sketch_leaves_results_alone(monkeypatch):
+    """High dimensions and many points: bounds along principal directions change nothing, and leave little to do."""
+    rng = np.random.default_rng(0)
+    basis = rng.standard_normal((10, 240))
+    points = (rng.standard_normal((4500, 10)) @ basis + 0.1 * rng.standard_normal((4500, 240))).astype(np.float32)
+    q = PointMasses(points).diffuse(1.0, 0.05)
+    x = points[:300] + 0.05 * rng.standard_normal((300, 240)).astype(np.float32)
+    monkeypatch.setattr(numba_cpu, "TRY", 0.0)
+    found = q.evaluate(x, ["trace"])
+    assert index_of(q.components).sketch is not None
+    assert found.exact_components.mean() < 0.05 * len(points)
+    with use("array-api"):
+        wanted = q.evaluate(x[:20], ["trace"])
+    np.testing.assert_allclose(found.score[:20], wanted.score, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found.trace[:20], wanted.trace, rtol=1e-6)
+
+
+def test_evaluate_is_what_the_methods_say():
+    rng = np.random.default_rng(0)
+    points, v = rng.standard_normal((50, 3)), rng.standard_normal((4, 3, 2))
+    q, x = PointMasses(points).diffuse(0.8, 0.5), rng.standard_normal((4, 3))
+    found, fisher = q.evaluate(x, ["trace", "diagonal", "product", "dense"], v), q.fisher(x)
+    for got, wanted in (
+        (found.log_density, q.log_density(x)),
+        (found.score, q.score(x)),
+        (found.posterior_mean, q.posterior_mean(x)),
+        (found.trace, fisher.trace()),
+        (found.diagonal, fisher.diagonal()),
+        (found.product, fisher @ v),
+        (found.dense, fisher.to_dense()),
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-12)
+    assert q.evaluate(x, ()).trace is None
+
+
+@pytest.mark.parametrize(
+    ("want", "probes", "message"),
+    [
+        (["trace", "hessian"], None, "want must be of trace, diagonal, product, dense, got 'hessian'"),
+        (["product"], None, "probes belong to 'product': give both or neither"),
+        (["trace"], np.zeros((4, 3, 1)), "probes belong to 'product': give both or neither"),
+        (["product"], np.zeros((4, 2, 1)), "probes must have shape (4, 3, k), got array of shape (4, 2, 1)"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(want, probes, message):
+    q = PointMasses(np.eye(3)).diffuse(1.0, 1.0)
+    with pytest.raises(ValueError) as caught:
+        q.evaluate(np.zeros((4, 3)), want, probes)
+    assert message.split(", got")[0] in str(caught.value)
+
+
+def test_blas_has_one_thread_inside_and_its_own_again_outside():
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas()
+    with threads(1):
+        assert set(blas()) == {1}
+    assert blas() == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 64, 65])
+def test_chunked_products(count):
+    rng = np.random.default_rng(count)
+    x, y = rng.standard_normal((3, 7)), rng.standard_normal((count, 7))
+    out, total = chunked(3, count, np.float64), np.ones((3, 7))
+    all_pairs(x, y, out)
+    np.testing.assert_allclose(np.concatenate(list(out), axis=1)[:, :count], x @ y.T, rtol=1e-13)
+    weighted_sums(out, y, total)
+    np.testing.assert_allclose(total, 1.0 + (x @ y.T) @ y, rtol=1e-12)
+
+
+@pytest.mark.slow
+@given(**clouds)
+@settings(max_examples=10_000)
+def test_error_bounds_are_never_below_the_error(seed, count, dim, offset, scale, noise, dtype):
+    """F v of default float32 and float64 results against extended precision, 10,000 cases [MATH 4.8, 4.9]."""
+    points = cloud(seed, count, dim, offset, scale, dtype)
+    rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
+    x = alpha * points[rng.integers(len(points), size=3)] + sigma * rng.standard_normal((3, dim))
+    x, v = x.astype(dtype), rng.standard_normal((3, dim)).astype(dtype)
+    q = PointMasses(points).diffuse(alpha, sigma)
+    fisher = q.fisher(x)
+    logits = exact_logits(points, 0.0, x, alpha, np.longdouble(sigma) ** 2)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    offsets = points.astype(np.longdouble)[None] - points.astype(np.longdouble)[logits.argmax(axis=1)][:, None]
+    centred = offsets - (weights[:, :, None] * offsets).sum(axis=1, keepdims=True)
+    along = (centred * v[:, None, :].astype(np.longdouble)).sum(axis=2)
+    covariance = (weights[:, :, None] * centred * along[:, :, None]).sum(axis=1)
+    spread = np.longdouble(sigma) ** 2
+    wanted = v / spread - (np.longdouble(alpha) / spread) ** 2 * covariance
+    error = np.linalg.norm((fisher.matvec(v) - wanted).astype(np.float64), axis=1)
+    length = np.linalg.norm(v.astype(np.float64), axis=1)
+    assert (error <= fisher.error_bound().astype(np.float64) * length * (1 + 1e-6)).all()
