@@ -13,7 +13,7 @@ from dfmath.backends._compat import Array, array_namespace
 
 MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weigh less than exp(-50) of it
 LIMIT = 1e-11  # a logit error above this is worth more careful arithmetic: float64 results are to be right to 1e-10
-LIMIT_32 = 1e-5  # and float32 results to 1e-5
+LIMIT_32 = 4e-6  # and float32 results to 1e-5
 
 
 def limit(precision: float) -> float:

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import numba
 import numpy as np
+from dfmath.backends import double
 from dfmath.backends.components import Diagonal
 from dfmath.backends.sweep import Tile
 from numba import prange
@@ -94,6 +95,11 @@ class Index:
     def tile(self, start: int, stop: int) -> Tile:
         """Return a range of the components."""
         return Tile(self.points[start:stop], self.log_weights[start:stop], self.variances)
+
+    def offsets(self, queries: Any, alpha: Any) -> Any:
+        """Return p = x - alpha c, rounded once, (B, d)."""
+        p: Any = double.residual(queries, alpha[:, None], self.centre)[0]
+        return p
 
     def unit_of(self, dtype: Any) -> float:
         """Return the unit u that coordinates have in products of this dtype."""

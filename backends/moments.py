@@ -57,12 +57,12 @@ class Moments:
     omitted
         (B,) certified bound on the posterior mass of components that were left out (MATH 4.8).
     logit_error
-        (B,) certified bound on the error of the logits where they come from matrix products (MATH 4.9), 0 where they
-        come from differences.
+        (B,) certified bound on the error of the logits where any form may come from matrix products (MATH 4.9), 0 where
+        all come from differences.
     sum_error
         (B,) certified bound on what rounding in matrix products did to `between`, in the spectral norm; 0 likewise.
     exact
-        (B,) how many components were taken up from differences.
+        (B,) how many components were taken up from differences: none where these forms come from products.
     """
 
     log_mass: Array

@@ -38,7 +38,7 @@ TILE_MOST = 4096
 BUFFER_BYTES = 2**17  # one thread's vectors: a part of its second-level cache
 THREAD_WORK = 2**17  # coordinates that are worth a thread: waking one up costs some tens of microseconds
 CERTAIN = 2e-9  # worst error of a logit from products in float64
-TRY = 20.0  # products are tried where their logits may be off by this many times what results may be
+TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
 QUERY_BLOCK = 256  # queries that share one read of the points
 
 
@@ -99,18 +99,20 @@ def _by_what_suits(ask: _Ask) -> Moments:
     if ask.components.variances.shape[1] > 1 or len(ask.queries) == 0:
         return _by_differences(ask, None)
     index = index_of(ask.components)
-    easy = _easy(ask, index)
-    parts, places = [], []
-    if easy.any():
-        moments, right = _by_products(ask.take(easy), index)
-        places.append(np.flatnonzero(easy)[right])
-        easy[easy] = right
-        parts.append(moments)
-    if not easy.all():
-        parts.append(_by_differences(ask.take(~easy), index))
-        places.append(np.flatnonzero(~easy))
-    parts = [part for part, place in zip(parts, places, strict=True) if len(place)]
-    return parts[0] if len(parts) == 1 else take(array_api.concatenate(parts), np.argsort(np.concatenate(places)))
+    easy = np.flatnonzero(_easy(ask, index))
+    if len(easy) == 0:
+        return _by_differences(ask, index)
+    found, right, possible = _by_products(ask.take(easy), index)
+    rest = np.setdiff1d(np.arange(len(ask.queries)), easy[right])
+    if len(rest) == 0:
+        return found
+    parts = [take(found, np.flatnonzero(right)), _by_differences(ask.take(rest), index)]
+    together = take(array_api.concatenate(parts), np.argsort(np.concatenate([easy[right], rest])))
+    # Other forms of the same queries may be right by products: certificates hold for those, too.
+    certificates = [np.zeros(len(ask.queries)) for _ in range(2)]
+    for total, part in zip(certificates, (found.logit_error, found.sum_error), strict=True):
+        total[easy[possible]] = part[possible]
+    return replace(together, logit_error=certificates[0], sum_error=certificates[1])
 
 
 def _easy(ask: _Ask, index: Index) -> Any:
@@ -125,16 +127,15 @@ def _dtype(ask: _Ask) -> Any:
     return np.float32 if ask.precision >= np.finfo(np.float32).eps else np.float64
 
 
-def _by_products(ask: _Ask, index: Index) -> tuple[Moments, Any]:
-    """Return the moments of those queries that products turn out to be right for, and which they are."""
+def _by_products(ask: _Ask, index: Index) -> tuple[Moments, Any, Any]:
+    """Return moments by products, the queries they are right for, and those that other forms could be right for."""
     cut = _cut(replace(ask, tolerance=_at_first(ask)) if ask.space == "posterior" else ask, index)
     products = Products(ask.queries, index, ask.alpha, ask.sigma, ask.want, ask.probes, _dtype(ask), cut)
     products.run()
     moments = products.moments(ask.space, ask.probes)
-    right = products.error(moments, ask.space) <= limit(ask.precision)
-    if _dtype(ask) == np.float64:  # and certainly right, where it can be had
-        right &= moments.logit_error <= CERTAIN
-    return (moments, right) if right.all() else (take(moments, np.flatnonzero(right)), right)
+    # Where it can be had, they are to be certainly right, too.
+    possible = moments.logit_error <= (CERTAIN if _dtype(ask) == np.float64 else math.inf)
+    return moments, possible & (products.error(moments, ask.space) <= limit(ask.precision)), possible
 
 
 def _by_differences(ask: _Ask, index: Index | None) -> Moments:

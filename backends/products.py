@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from dfmath.backends import double
 from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import Index
 from dfmath.backends.moments import Moments, Second, Space, Want
@@ -39,7 +38,7 @@ def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, dtype: Any)
 
     Infinite where the dtype could not hold the factors.
     """
-    length = np.linalg.norm(queries - alpha[:, None] * index.centre, axis=1)
+    length = np.linalg.norm(index.offsets(queries, alpha), axis=1)
     growth = 0.25 + 1.5 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
     steep = alpha / spread
     error = growth * rounding(dtype) * steep * index.typical * (length + alpha * index.typical)
@@ -92,7 +91,7 @@ class Products:
         # Weights that single precision could not hold as normal numbers are left out, too.
         self.cut = np.minimum(cut, 80.0 if dtype == np.float32 else DEPTH)
         self.omitted = len(index.norms) * np.exp(-self.cut)
-        self.p = double.residual(queries, alpha[:, None], index.centre)[0]
+        self.p = index.offsets(queries, alpha)
         self.length = np.linalg.norm(self.p, axis=1)
         self.unit = index.unit_of(dtype)
         self.steep = np.ascontiguousarray((self.unit * alpha / self.spread)[:, None] * self.p, dtype=dtype)
@@ -233,24 +232,41 @@ class Products:
         first = (first + ROUND_64 * np.linalg.norm(self._origin(space), axis=1)) / np.maximum(size, 1e-300)
         if self.want <= {"mean"}:
             return first
-        second, trace_alone = logit * variance + unit * square, self.want <= {"mean", "trace"}
-        second += self.omitted * (2.0 * self.index.radius) ** 2
-        if space == "posterior":  # where single entries may be far below the trace
-            beside = variance * (1.0 if trace_alone else 0.1)
-        else:
-            beside = self.spread / self.alpha**2 * (self.p.shape[1] if trace_alone else 1)
-        return np.maximum(first, second / np.maximum(beside, 1e-300))
+        lost = self.omitted * (2.0 * self.index.radius) ** 2
+        return np.maximum(first, self._second_error(logit, unit, variance, square, lost, space))
+
+    def _second_error(self, logit: Any, unit: float, variance: Any, square: Any, lost: Any, space: Space) -> Any:
+        """Relative errors of the forms of F or P: of its value along each probe, its trace, or any entry."""
+        dim, found = self.p.shape[1], np.zeros_like(variance)
+        scale = self.spread / self.alpha**2  # of I/S, in the units of Cov
+        whole = logit * variance + unit * square + lost
+        size = np.abs(dim * scale - variance) if space == "score" else variance
+        if "trace" in self.want:
+            found = whole / np.maximum(size, 1e-300)
+        if self.want & {"diagonal", "dense"}:  # where single entries may be far below the trace
+            found = np.maximum(found, whole / np.maximum(size / (dim if space == "score" else 10.0), 1e-300))
+        if "product" in self.want:
+            raw, centred = self._along()
+            error = logit[:, None] * np.sqrt(variance[:, None] * centred) + unit * np.sqrt(square[:, None] * raw)
+            beside = np.abs(scale[:, None] - centred) if space == "score" else centred
+            found = np.maximum(found, np.max((error + lost[:, None]) / np.maximum(beside, 1e-300), axis=1, initial=0.0))
+        return found
+
+    def _along(self) -> tuple[Any, Any]:
+        """E[(v . u)^2] and its centred value along each probe's direction u, (B, p)."""
+        length = np.maximum(np.sum(self.rows**2, axis=2), 1e-300)
+        raw = np.sum(self.rows * self.sums.product, axis=2) * (self.unit**2 / self.sums.mass)[:, None]
+        mean = np.sum(self.rows * self.mean[:, None, :], axis=2)
+        return np.maximum(raw, 0.0) / length, np.maximum(raw - mean**2, 0.0) / length
 
     def worst_logit_error(self) -> Any:
         """Bound the errors of all logits, (B,)."""
         unit = rounding(self.dtype)
         dim, reach = self.p.shape[1], self.length + self.alpha * self.index.radius
-        size = np.linalg.norm(self.p, axis=1) + 2.0 * self.alpha * (self.index.offset + self.index.radius)
-        slip = 4.0 * ROUND_64 * size * reach
         product = self.alpha * self.length * self.index.radius * gamma(dim + 8, unit)
         # The sum itself, its largest term, and the exponential are rounded in the products' dtype.
         last = 8.0 * unit * (np.abs(math.log(len(self.index.norms))) + 100.0)
-        return (product + slip + gamma(dim + 32, ROUND_64) * reach**2) / self.spread + last
+        return (product + gamma(dim + 32, ROUND_64) * reach**2) / self.spread + last
 
     def worst_sum_error(self, factor: Any) -> Any:
         """Bound what rounding in the sums over components did to the centred second moments, (B,)."""

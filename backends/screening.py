@@ -35,16 +35,15 @@ class Screen:
 
     def __init__(self, problem: Problem, index: Index, sketched: bool) -> None:
         self.problem, self.index, self.sketch = problem, index, index.sketch if sketched else None
-        p = problem.queries - problem.alpha[:, None] * index.centre
+        p = index.offsets(problem.queries, problem.alpha)
         self.length = np.linalg.norm(p, axis=1)
         along = p if self.sketch is None else p @ self.sketch.directions.T
         rest = self.length**2 - np.linalg.norm(along, axis=1) ** 2
         self.rest = np.zeros(len(p)) if self.sketch is None else np.sqrt(np.maximum(rest, 0.0))
         self.unit = np.ldexp(1.0, np.frexp(self.length)[1])  # so that float32 neither over- nor underflows
         self.along = np.ascontiguousarray((along / self.unit[:, None]).astype(np.float32))
-        size = np.linalg.norm(problem.queries, axis=1) + problem.alpha * (index.offset + index.radius)
         dim, width = p.shape[1], along.shape[1]
-        self.slip = 4.0 * ROUND_64 * size + 1e-37 * dim * problem.alpha * max(index.radius, 1.0)  # underflow
+        self.slip = 1e-37 * dim * problem.alpha * max(index.radius, 1.0)  # underflow
         rounding = 0.5 * gamma(width + 8, ROUND_32) + gamma(2 * dim + 32, ROUND_64)
         # N is the root of a difference, known to the root of its error.
         self.kappa = rounding if self.sketch is None else rounding + np.sqrt(gamma(8 * (dim + width), ROUND_64))

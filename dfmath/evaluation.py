@@ -33,9 +33,9 @@ class Evaluation:
     omitted
         (B,) certified bound on the posterior mass of components that were left out [MATH 4.8].
     logit_error
-        (B,) certified bound on the error of logits from matrix products [MATH 4.9]; 0 where differences were used.
+        (B,) certified bound on the error of logits where a form may come from matrix products [MATH 4.9]; 0 elsewhere.
     exact_components
-        (B,) components that were taken up from differences; the others were excluded by bounds, or came from products.
+        (B,) components that were taken up from differences; bounds excluded the others. 0 where products were used.
     """
 
     log_density: Array

@@ -82,7 +82,8 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     result = float(xp.finfo(dtype).eps) * (largest + covariance)
     off = _vector_error(size, marginal, root, turn, space)
     moved = (2.0 * xp.sqrt(covariance) + off) * off + turn * (largest if space == "score" else (sigma / alpha) ** 2)
-    weights = h * (covariance if size.common else covariance + largest)  # one L for all does not depend on weights
+    spoilt = covariance if size.common else covariance + largest  # one L for all does not depend on weights
+    weights = xp.where(spoilt > 0, h, xp.zeros_like(h)) * spoilt
     bound = dropped + delta * largest + weights + sums * (covariance + largest) + moved + result + moments.sum_error
     return xp.where(bound <= float(xp.finfo(dtype).max), bound, xp.full_like(bound, math.inf))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from dfmath.backends import index, numba_cpu, posterior_moments, products, screening, use
 from dfmath.backends.index import Index, index_of
 from dfmath.backends.threaded import all_pairs, chunked, threads, weighted_sums
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
@@ -22,17 +24,30 @@ def cloud(seed, count, dim, offset, scale, dtype):
     return (offset + scale * points).astype(dtype)
 
 
-def exact_logits(points, logs, x, alpha, spread):
-    """In extended precision, from differences."""
-    points, x = points.astype(np.longdouble), x.astype(np.longdouble)
-    squares = ((x[:, None, :] - np.longdouble(alpha) * points[None, :, :]) ** 2).sum(axis=2)
-    return logs - (squares / spread + points.shape[1] * np.log(2 * np.pi * np.longdouble(spread))) / 2
+def exact_logits(points, logs, x, alpha, sigma):
+    """From differences rounded once, in extended precision."""
+    spread = np.longdouble(sigma) ** 2
+    squares = (exact_residuals(x, alpha, points) ** 2).sum(axis=2)
+    return logs - (squares / spread + points.shape[1] * np.log(2 * np.longdouble(np.pi) * spread)) / 2
+
+
+def exact_residuals(x, alpha, points):
+    """x - alpha y for all pairs, (B, N, d), rounded once: their terms may cancel to any depth."""
+    a = Fraction(alpha)
+    scaled = [[a * Fraction(float(value)) for value in row] for row in points]
+    rows = [[[Fraction(float(u)) - w for u, w in zip(at, y, strict=True)] for y in scaled] for at in x]
+    return np.array([[[rounded(r) for r in y] for y in row] for row in rows], dtype=np.longdouble)
+
+
+def rounded(value):
+    high = float(value)
+    return np.longdouble(high) + np.longdouble(float(value - Fraction(high)))
 
 
 clouds = {
     "seed": st.integers(0, 2**20),
-    "count": st.integers(1, 60),
-    "dim": st.sampled_from([1, 2, 7, 64, 200]),
+    "count": st.integers(1, 24),
+    "dim": st.sampled_from([1, 2, 7, 100]),
     "offset": st.sampled_from([0.0, 3.0, -1e4]),
     "scale": st.sampled_from([1e-20, 1e-3, 1.0, 255.0, 1e12]),
     "noise": st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 30.0]),
@@ -64,7 +79,7 @@ def screened(problem, points, best, sketched, monkeypatch):
 
 @pytest.mark.parametrize("sketched", [False, True])
 @given(**clouds)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_bounds_are_above_the_logits(sketched, seed, count, dim, offset, scale, noise, dtype):
     """For every component and query, however near, far or crowded [MATH 4.8]."""
     points = cloud(seed, count, dim, offset, scale, dtype)
@@ -75,22 +90,22 @@ def test_bounds_are_above_the_logits(sketched, seed, count, dim, offset, scale, 
         upper = screened(problem, points, np.full(3, -np.inf), sketched, patch)
     if upper is None:
         return
-    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma**2)
+    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma)
     assert (upper >= exact).all()
 
 
 def test_bounds_without_their_rounding_terms_are_not(monkeypatch):
     """The test above can fail: bounds from the product alone are below some logits."""
-    points = cloud(0, 60, 200, 0.0, 1.0, np.float32)
+    points = cloud(0, 24, 200, 0.0, 1.0, np.float32)
     x = 0.7 * points[:3].astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal((3, 200))
     components, problem = asked(points, x, 0.7, 0.001)
     monkeypatch.setattr(screening, "gamma", lambda terms, unit: 0.0)
     upper = screened(problem, points, np.full(3, -np.inf), False, monkeypatch)
-    assert (upper < exact_logits(points, components.log_weights[0], x, 0.7, 1e-6)).any()
+    assert (upper < exact_logits(points, components.log_weights[0], x, 0.7, 0.001)).any()
 
 
 @given(**clouds)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale, noise, dtype):
     """log q from products alone, whether or not it would be used, within its own bound [MATH 4.9]."""
     points = cloud(seed, count, dim, offset, scale, dtype)
@@ -98,7 +113,7 @@ def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale,
     x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
     components = PointMasses(points).components
     ones = np.ones(3)
-    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma**2)
+    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma)
     top = exact.max(axis=1, keepdims=True)
     wanted = top[:, 0] + np.log(np.exp(exact - top).sum(axis=1))
     for precision in (np.float32, np.float64):
@@ -211,24 +226,27 @@ def test_chunked_products(count):
 
 
 @pytest.mark.slow
-@given(**clouds)
+@given(**{**clouds, "count": st.integers(1, 12), "dim": st.sampled_from([1, 2, 7, 40])})
 @settings(max_examples=10_000)
 def test_error_bounds_are_never_below_the_error(seed, count, dim, offset, scale, noise, dtype):
-    """F v of default float32 and float64 results against extended precision, 10,000 cases [MATH 4.8, 4.9]."""
+    """F v of default float32 and float64 results: 10,000 cases [MATH 4.8, 4.9].
+
+    Residuals are exact, the rest of the truth is in extended precision.
+    """
     points = cloud(seed, count, dim, offset, scale, dtype)
     rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
-    x = alpha * points[rng.integers(len(points), size=3)] + sigma * rng.standard_normal((3, dim))
-    x, v = x.astype(dtype), rng.standard_normal((3, dim)).astype(dtype)
-    q = PointMasses(points).diffuse(alpha, sigma)
-    fisher = q.fisher(x)
-    logits = exact_logits(points, 0.0, x, alpha, np.longdouble(sigma) ** 2)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
+    assume(sigma**-2 < 1e37 or dtype == np.float64)  # F must be a number in the result's dtype
+    x = alpha * points[rng.integers(len(points), size=2)] + sigma * rng.standard_normal((2, dim))
+    x, v = x.astype(dtype), rng.standard_normal((2, dim)).astype(dtype)
+    fisher = PointMasses(points).diffuse(alpha, sigma).fisher(x)
+    spread = np.longdouble(sigma) ** 2
+    squares = (exact_residuals(x, alpha, points) ** 2).sum(axis=2)
+    logits = (squares.min(axis=1, keepdims=True) - squares) / (2 * spread)
+    weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     offsets = points.astype(np.longdouble)[None] - points.astype(np.longdouble)[logits.argmax(axis=1)][:, None]
     centred = offsets - (weights[:, :, None] * offsets).sum(axis=1, keepdims=True)
     along = (centred * v[:, None, :].astype(np.longdouble)).sum(axis=2)
     covariance = (weights[:, :, None] * centred * along[:, :, None]).sum(axis=1)
-    spread = np.longdouble(sigma) ** 2
     wanted = v / spread - (np.longdouble(alpha) / spread) ** 2 * covariance
     error = np.linalg.norm((fisher.matvec(v) - wanted).astype(np.float64), axis=1)
     length = np.linalg.norm(v.astype(np.float64), axis=1)
