@@ -98,6 +98,8 @@ class Index:
 
     def offsets(self, queries: Any, alpha: Any) -> Any:
         """Return p = x - alpha c, rounded once, (B, d)."""
+        if self.offset == 0.0:
+            return queries
         p: Any = double.residual(queries, alpha[:, None], self.centre)[0]
         return p
 

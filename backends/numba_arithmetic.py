@@ -79,3 +79,31 @@ def two_product(a, b):  # type: ignore[no-untyped-def]
     a_high, b_high = c - (c - a), d - (d - b)
     a_low, b_low = a - a_high, b - b_high
     return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@fused
+def exp_in_place(values, powers):  # type: ignore[no-untyped-def]
+    """Replace values in [-700, 0] by their exponentials, to 2 ulp, in loops that vectorise; `powers` is scratch, int32.
+
+    exp(x) = 2^k exp(r) with |r| <= log(2)/2: a Taylor polynomial, and k added to the exponent's bits.
+    """
+    bits = values.view(np.int64)
+    for i in range(values.shape[0]):
+        k = np.floor(values[i] * 1.4426950408889634 + 0.5)
+        r = (values[i] - k * 0.6931471803691238) - k * 1.9082149292705877e-10  # log 2 in two parts
+        p = 1.0 / 479001600.0
+        p = p * r + 1.0 / 39916800.0
+        p = p * r + 1.0 / 3628800.0
+        p = p * r + 1.0 / 362880.0
+        p = p * r + 1.0 / 40320.0
+        p = p * r + 1.0 / 5040.0
+        p = p * r + 1.0 / 720.0
+        p = p * r + 1.0 / 120.0
+        p = p * r + 1.0 / 24.0
+        p = p * r + 1.0 / 6.0
+        p = p * r + 0.5
+        p = p * r + 1.0
+        values[i] = p * r + 1.0
+        powers[i] = np.int32(k)
+    for i in range(values.shape[0]):
+        bits[i] += np.int64(powers[i]) << 52

@@ -19,6 +19,7 @@ import numpy as np
 from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import Index
 from dfmath.backends.moments import Moments, Second, Space, Want
+from dfmath.backends.numba_arithmetic import exp_in_place, summing
 from dfmath.backends.screening import ROUND_32, ROUND_64, gamma
 from dfmath.backends.sweep import DEPTH
 from dfmath.backends.threaded import all_pairs, chunked, weighted_sums
@@ -28,6 +29,7 @@ TILE = 2048  # components whose weights are formed at a time
 PAIRS = 2**21  # products of two coordinates that are formed at a time
 WIDEST = 512  # dimensions up to which a tile of such products fits
 
+MOST = 700.0  # exp of less is not a normal number for certain
 LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
 _ROUNDED = 0.5  # one rounding is off by about this many u
@@ -304,26 +306,39 @@ def _to_weights(
     """
     width, count = products.shape[2], norms.shape[0]
     for b in prange(products.shape[1]):
-        logits, largest = np.empty(count), top[b]
+        weights, powers, largest = np.empty(count), np.empty(count, dtype=np.int32), top[b]
         for c in range(products.shape[0]):
             first, row = c * width, products[c, b]
-            bias, norm, here = log_weights[first:], norms[first:], logits[first:]
+            bias, norm, here = log_weights[first:], norms[first:], weights[first:]
             for n in range(min(width, count - first)):
                 here[n] = row[n] + bias[n] - curvature[b] * norm[n] * norm[n]
         for n in range(count):
-            largest = max(largest, logits[n])
+            largest = max(largest, weights[n])
+        for n in range(count):
+            weights[n] = max(weights[n] - largest, -MOST)
+        exp_in_place(weights, powers)
+        least = math.exp(-min(cut[b], MOST)) * (1.0 + 1e-12)
+        mass[b], crowd[b], square[b], carrying[b] = _tally(weights, norms, least if largest > -np.inf else np.inf)
         top[b] = largest
         for c in range(products.shape[0]):
             first, row = c * width, products[c, b]
+            here = weights[first:]
             for n in range(min(width, count - first)):
-                below, w = logits[first + n] - largest, 0.0
-                if below >= -cut[b]:
-                    w = math.exp(below)
-                    mass[b] += w
-                    crowd[b] += w * w
-                    square[b] += w * norms[first + n] * norms[first + n]
-                    carrying[b] += 1
-                row[n] = w
+                row[n] = here[n]
+
+
+@summing
+def _tally(weights, norms, least):  # type: ignore[no-untyped-def]
+    """Set weights that are not above the least to zero; sums of the others, as `_to_weights` wants them."""
+    mass, crowd, square, carrying = 0.0, 0.0, 0.0, 0
+    for n in range(weights.shape[0]):
+        w = weights[n] if weights[n] > least else 0.0
+        weights[n] = w
+        mass += w
+        crowd += w * w
+        square += w * norms[n] * norms[n]
+        carrying += w > 0.0
+    return mass, crowd, square, carrying
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"}, nogil=True)

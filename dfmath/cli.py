@@ -376,6 +376,34 @@ def moments(
     return 0
 
 
+@bench.command()
+def flow(
+    starts: Annotated[int, typer.Option(help="Trajectories.")] = 64,
+    alone: Annotated[int, typer.Option(help="Trajectories that SciPy integrates; its time is scaled.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Timed calls of everybody.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """The digits' flow with its Jacobian, beside SciPy's DOP853 and dense torch code."""
+    from dfmath import report
+    from dfmath.benchmarks import flows, timing
+
+    numbers = (("starts", starts), ("alone", min(alone, starts)), ("rounds", rounds))
+    starts, alone, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
+    folder = timing.folder(output)
+    with _progress("benchmark", 1) as advance:
+        result = flows.measure(starts, alone, rounds, advance)
+    flows.save(result, folder)
+    if json:
+        report.print_json(result)
+        return 0
+    print(f"{starts} starts, rtol {result['rtol']:g}, {result['evaluations']:.0f} evaluations each")
+    for name, value in result["seconds"].items():
+        ratio = f", dfmath takes {result['ratios'][name]:.3g} of it" if name != "dfmath" else ""
+        print(f"{name:12}{value:10.3g} s{ratio}")
+    return 0
+
+
 def _gpus() -> list[str]:
     """CUDA devices that torch sees, without importing it where it is not installed."""
     try:
