@@ -7,7 +7,7 @@ The ground floor of the house: nothing here knows a prior, a Fisher or a schedul
 name            arrays                                   covariance forms
 ==============  =======================================  =====================================================
 ``array-api``   any array-API namespace                  all
-``numba``       NumPy (the default there)                spherical compiled; the others through ``array-api``
+``numba``       NumPy (the default there)                spherical; the others through ``array-api``
 ==============  =======================================  =====================================================
 """
 

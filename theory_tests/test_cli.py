@@ -48,6 +48,12 @@ BAD = [
     (["verify", "--data", "flat.npy"], "flat.npy", "array in a file"),
     (["ot-test", "--data", "wide.npy", "--plot", "f.png"], "dimension 2", "3"),
     (["ot-test", "--tolerance", "1e-12"], "tolerance", "1e-12"),
+    (["bench", "moments", "--data", "nothing"], "data", "nothing"),
+    (["bench", "moments", "--task", "one produce"], "task", "one product"),
+    (["bench", "moments", "--contender", "torch"], "contender", "torch"),
+    (["bench", "moments", "--rounds", "0"], "rounds must be a positive integer", "0"),
+    (["bench", "moments", "--output", "text.npy"], "output must name a folder", "text.npy"),
+    (["bench", "flow", "--starts", "0"], "starts must be a positive integer", "0"),
 ]
 
 
@@ -99,6 +105,28 @@ def test_verify_prints_a_table_and_json(folder: Path) -> None:
     assert theorem["number"] == "1.3" and theorem["verdict"] == "pass"
     assert 0 < theorem["threshold"] < 1e-9 and len(theorem["levels"]) == 8
     assert done.stderr == ""
+
+
+def test_bench_writes_json_a_table_and_a_figure(folder: Path) -> None:
+    options = ["--count", "60", "--levels", "2", "--queries", "9", "--rounds", "1", "--output", "results", "--json"]
+    done = _run(folder, "bench", "moments", *options, "--task", "one product", "--contender", "numpy dense")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert json.loads((folder / "results" / "moments_digits.json").read_text()) == found
+    for level in found["tasks"]["one product"]["levels"]:
+        assert list(level["contenders"]) == ["dfmath", "numpy dense"]
+        ours = level["contenders"]["dfmath"]
+        assert ours["seconds"] > 0 and ours["errors"]["product"] < 1e-5 and ours["share of sgemm"] > 0
+    assert "geometric mean" in (folder / "results" / "moments_digits.md").read_text()
+    assert (folder / "results" / "moments_digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_flow_compares_the_same_map(folder: Path) -> None:
+    done = _run(folder, "bench", "flow", "--starts", "1", "--alone", "1", "--rounds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["ratios"]) == {"scipy", "torch dense"}
+    assert max(found["largest difference of a Jacobian, relative"].values()) < 1e-6
 
 
 def test_limit_says_what_it_leaves_out(folder: Path) -> None:
