@@ -163,7 +163,8 @@ def _draw(times: Any, errors: Any, task: str, rows: list[dict[str, Any]]) -> Non
     for i, (name, values) in enumerate(ratios(rows).items(), start=1):
         times.plot(rho, values, "o-", color=f"C{i}", markersize=3, label=name)
     for i, name in enumerate(names):
-        worst = [max(e or math.nan for e in row["contenders"][name]["errors"].values()) for row in rows]
+        found = [list(row["contenders"][name]["errors"].values()) for row in rows]
+        worst = [math.nan if None in values else max(values) for values in found]
         errors.plot(rho, np.maximum(worst, 1e-17), "o-", color=f"C{i}", markersize=3, label=name)
     times.axhline(1.0, color="0.4", linewidth=0.8)
     times.set(xscale="log", yscale="log", title=task, ylabel=f"time of {names[0]} / time of the other")
