@@ -85,8 +85,8 @@ def posterior_moments(
             queries, components, alpha, sigma, want=want, space=space, probes=probes, tolerance=tolerance
         )
     spherical, count = cast(Diagonal, components), queries.shape[0]
-    noise = [np.ascontiguousarray(np.broadcast_to(a, (count,))) for a in (alpha, sigma)]
-    ask = _Ask(np.ascontiguousarray(queries), spherical, *noise, want, space, probes, tolerance, precision)
+    alpha, sigma = (np.ascontiguousarray(np.broadcast_to(a, (count,))) for a in (alpha, sigma))
+    ask = _Ask(np.ascontiguousarray(queries), spherical, alpha, sigma, want, space, probes, tolerance, precision)
     worth = count * spherical.count * spherical.dim // THREAD_WORK
     with threads(max(1, min(numba.get_num_threads(), worth))):
         blocks = [slice(start, start + QUERY_BLOCK) for start in range(0, max(1, count), QUERY_BLOCK)]
@@ -147,7 +147,7 @@ def _by_differences(ask: _Ask, index: Index | None) -> Moments:
     if index is None or ask.space == "score" or ask.want <= {"mean"}:
         return _swept(ask, index)
     found = _swept(replace(ask, want=ask.want | {"trace"}, tolerance=_at_first(ask)), index)
-    size = found.within.trace + found.between.trace
+    size: Any = found.within.trace + found.between.trace  # type: ignore[operator]
     faint = _left_out(found.omitted, ask, index) > limit(ask.precision) * size
     found = replace(found, within=_only(found.within, ask.want), between=_only(found.between, ask.want))
     if ask.tolerance >= _at_first(ask) or not faint.any():
@@ -227,13 +227,18 @@ def _state(ask: _Ask) -> State:
     (count, dim), want = ask.queries.shape, ask.want
     width = 0 if ask.probes is None else ask.probes.shape[2]
     return State(
-        *(np.full(count, -np.inf), np.zeros(count), np.full(count, -np.inf)),
-        *np.zeros((3, count)),
-        *np.zeros((2, count, dim)),
-        np.zeros((count, int("trace" in want))),
-        np.zeros((count, dim if "diagonal" in want else 0)),
-        np.zeros((count, width, dim)),
-        np.zeros((count, dim, dim) if "dense" in want else (count, 0, 0)),
+        log_mass=np.full(count, -np.inf),
+        log_mass_low=np.zeros(count),
+        best=np.full(count, -np.inf),
+        omitted=np.zeros(count),
+        kept=np.zeros(count),
+        within=np.zeros(count),
+        anchor=np.zeros((count, dim)),
+        shift=np.zeros((count, dim)),
+        trace=np.zeros((count, int("trace" in want))),
+        diagonal=np.zeros((count, dim if "diagonal" in want else 0)),
+        product=np.zeros((count, width, dim)),
+        dense=np.zeros((count, dim, dim) if "dense" in want else (count, 0, 0)),
     )
 
 

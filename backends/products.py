@@ -106,12 +106,14 @@ class Products:
         self.tile = max(16, min(TILE, PAIRS // max(1, pairs)))
         self.triangle = np.tril_indices(dim if pairs else 0)
         self.sums = _Sums(
-            np.full(count, -np.inf),
-            *np.zeros((3, count)),
-            np.zeros((count, dim if want else 0)),
-            np.zeros((count, dim if "diagonal" in want else 0)),
-            np.zeros(self.rows.shape),
-            np.zeros((count, pairs)),
+            top=np.full(count, -np.inf),
+            mass=np.zeros(count),
+            crowd=np.zeros(count),
+            square=np.zeros(count),
+            vector=np.zeros((count, dim if want else 0)),
+            diagonal=np.zeros((count, dim if "diagonal" in want else 0)),
+            product=np.zeros(self.rows.shape),
+            pairs=np.zeros((count, pairs)),
         )
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _level(y: Any, rho: float, task: str, ready: dict[str, Any], plan: Plan) -> 
     v = np.ascontiguousarray(v if task == "eight products" else v[:, :, :1])
     wanted = truth(y, x[:CHECKED], rho, v[:CHECKED])
     errors = {name: _errors(evaluate(x, rho, v), wanted) for name, evaluate in ready.items()}  # warms up, too
-    calls = {name: (lambda evaluate=evaluate: evaluate(x, rho, v)) for name, evaluate in ready.items()}
+    calls = {name: partial(evaluate, x, rho, v) for name, evaluate in ready.items()}
     seconds = interleaved(calls, plan.rounds)
     return {
         name: {

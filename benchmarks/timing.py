@@ -7,7 +7,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ Call = Callable[[], Any]
 REST = 0.3  # seconds before each call: threads of the call before, OpenBLAS's above all, go on waiting busily
 
 
-def interleaved(calls: dict[str, Call], rounds: int, patience: float = 30.0) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[str, Call], rounds: int, patience: float = 30.0) -> dict[str, list[float]]:
     """Seconds of each call, once in every round, so that a slow spell of the machine hits all of them.
 
     A call that has used up `patience` seconds rests for the remaining rounds: its list is shorter, and says so.

@@ -67,12 +67,21 @@ def evaluate(marginal: Marginal, x: Array, want: Iterable[Want], probes: Array |
     forms, score = combine([(one, moments.within), (-one, moments.between)]), moments.mean
     mean = (queries + marginal.sigma[:, None] ** 2 * score) / marginal.alpha[:, None]
 
-    def out(value: Array | None) -> Array | None:
+    def out(value: Array | None) -> Array:
         return None if value is None else xp.astype(value, x.dtype, copy=False)
 
-    certified = (out(a) for a in (moments.omitted, moments.logit_error))
-    values = (out(a) for a in (moments.log_mass, score, mean, forms.trace, forms.diagonal, forms.product, forms.dense))
-    return Evaluation(*values, *certified, moments.exact)  # type: ignore[arg-type]
+    return Evaluation(
+        log_density=out(moments.log_mass),
+        score=out(score),
+        posterior_mean=out(mean),
+        trace=out(forms.trace),
+        diagonal=out(forms.diagonal),
+        product=out(forms.product),
+        dense=out(forms.dense),
+        omitted=out(moments.omitted),
+        logit_error=out(moments.logit_error),
+        exact_components=moments.exact,
+    )
 
 
 def _wanted(want: Iterable[Want]) -> tuple[Want, ...]:
