@@ -37,7 +37,7 @@ TILE_BYTES = 2**23  # a tile of points stays in the last-level cache while all q
 TILE_MOST = 4096
 BUFFER_BYTES = 2**17  # one thread's vectors: a part of its second-level cache
 THREAD_WORK = 2**17  # coordinates that are worth a thread: waking one up costs some tens of microseconds
-CERTAIN = 2e-9  # worst error of a logit from products in float64
+CERTAIN = 2e-9  # worst relative error of what comes from products in float64
 TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
 QUERY_BLOCK = 256  # queries that share one read of the points
 
@@ -134,7 +134,8 @@ def _by_products(ask: _Ask, index: Index) -> tuple[Moments, Any, Any]:
     products.run()
     moments = products.moments(ask.space, ask.probes)
     # Where it can be had, they are to be certainly right, too.
-    possible = moments.logit_error <= (CERTAIN if _dtype(ask) == np.float64 else math.inf)
+    certain = products.certified(moments, ask.space) <= CERTAIN
+    possible = certain | (_dtype(ask) == np.float32)
     return moments, possible & (products.error(moments, ask.space) <= limit(ask.precision)), possible
 
 

@@ -272,6 +272,13 @@ class Products:
         last = 8.0 * unit * (np.abs(math.log(len(self.index.norms))) + 100.0)
         return (product + gamma(dim + 32, ROUND_64) * reach**2) / self.spread + last
 
+    def certified(self, moments: Moments, space: Space) -> Any:
+        """Bound the relative error of any form of Cov beside I/S or, in posterior space, beside tr Cov, (B,)."""
+        if not self.want:
+            return moments.logit_error
+        size = 1.0 / self.spread if space == "score" else self._slope(space) ** 2 * self.variance()
+        return np.maximum(moments.logit_error, moments.sum_error / np.maximum(size, 1e-300))
+
     def worst_sum_error(self, factor: Any) -> Any:
         """Bound what rounding in the sums over components did to the centred second moments, (B,)."""
         unit = rounding(self.dtype)
