@@ -32,7 +32,7 @@ WIDEST = 512  # dimensions up to which a tile of such products fits
 MOST = 700.0  # exp of less is not a normal number for certain
 LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
-_ROUNDED = 0.5  # one rounding is off by about this many u
+_ROUNDED = 1.0  # one rounding is off by at most this many u
 
 
 def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, dtype: Any) -> Any:
@@ -41,7 +41,7 @@ def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, dtype: Any)
     Infinite where the dtype could not hold the factors.
     """
     length = np.linalg.norm(index.offsets(queries, alpha), axis=1)
-    growth = 0.25 + 1.5 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
+    growth = 0.25 + 4.0 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
     steep = alpha / spread
     error = growth * rounding(dtype) * steep * index.typical * (length + alpha * index.typical)
     return np.where(steep * length * index.unit_of(dtype) < LARGEST, error, np.inf)
@@ -243,7 +243,7 @@ class Products:
         """Relative errors of the forms of F or P: of its value along each probe, its trace, or any entry."""
         dim, found = self.p.shape[1], np.zeros_like(variance)
         scale = self.spread / self.alpha**2  # of I/S, in the units of Cov
-        whole = logit * variance + unit * square + lost
+        whole = logit * variance + 2.0 * unit * square + lost
         size = np.abs(dim * scale - variance) if space == "score" else variance
         if "trace" in self.want:
             found = whole / np.maximum(size, 1e-300)
