@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace
 from dfmath.backends.components import Components, Local
 from dfmath.backends.double import two_sum
-from dfmath.backends.moments import SECOND_ORDER, Moments, Second, Space, Want, merge
+from dfmath.backends.moments import SECOND_ORDER, Moments, Second, Space, Want, concatenate, merge
 
 name = "array-api"
 
@@ -132,21 +132,3 @@ def _query_tiles(queries: Array, probes: Array | None) -> Iterator[tuple[slice, 
 
 def _rows(noise: Array, rows: slice) -> Array:
     return noise if noise.shape[0] == 1 else noise[rows]
-
-
-def concatenate(parts: list[Moments]) -> Moments:
-    """Stack the moments of consecutive groups of queries."""
-    xp = array_namespace(parts[0].log_mass)
-
-    def stack(pick: list[Array | None]) -> Array | None:
-        return None if pick[0] is None else xp.concat(pick, axis=0)
-
-    def second(which: str) -> Second:
-        forms = {form: stack([getattr(getattr(p, which), form) for p in parts]) for form in SECOND_ORDER}
-        return Second(**forms)
-
-    plain = {
-        key: stack([getattr(p, key) for p in parts])
-        for key in ("log_mass", "log_mass_low", "anchor", "shift", "omitted", "logit_error", "sum_error", "exact")
-    }
-    return Moments(within=second("within"), between=second("between"), **plain)

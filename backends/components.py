@@ -17,12 +17,14 @@ Arrays are laid out to broadcast: queries (b, 1, d), components (1, k, d), or (m
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from dfmath.backends import double
 from dfmath.backends._compat import Array, array_namespace, to_numpy
 from dfmath.backends.moments import Second, Space, Want
+from dfmath.backends.precision import LIMIT, plain_logit_error
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -126,13 +128,14 @@ class _Tiled:
         return replace(self, **changed)  # type: ignore[type-var]
 
 
-class _Departing:
+class _Departing(ABC):
     """Vectors u_k as mu_k plus a departure in posterior space, and as the departure alone in score space."""
 
     c: Any
 
+    @abstractmethod
     def _departures(self, space: Space) -> Array:
-        raise NotImplementedError
+        """Return u_k less mu_k in posterior space, u_k in score space; (b, k, d)."""
 
     def vectors(self, space: Space) -> Array:
         departures = self._departures(space)
@@ -192,7 +195,7 @@ class LocalDiagonal(_Departing):
         xp = array_namespace(x)
         reach = xp.sqrt(xp.sum(x**2, axis=(1, 2)) / self.spread[:, 0, 0])
         eps, nearest = float(xp.finfo(x.dtype).eps), xp.min(square, axis=1)
-        return bool(xp.any(double.plain_logit_error(nearest, reach, eps, self.c.dim) > double.LIMIT))
+        return bool(xp.any(plain_logit_error(nearest, reach, eps, self.c.dim) > LIMIT))
 
     def _two_term_logits(self, residual_low: Array, constant: Array) -> tuple[Array, Array]:
         """With one S for all components its own rounding scales every logit alike, and so does no harm."""

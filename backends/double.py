@@ -7,18 +7,7 @@ nothing better, in float32. The building blocks are Dekker's and Knuth's; each i
 
 from __future__ import annotations
 
-import math
-
 from dfmath.backends._compat import Array, array_namespace
-
-MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weigh less than exp(-50) of it
-LIMIT = 1e-11  # a logit error above this is worth more careful arithmetic: float64 results are to be right to 1e-10
-LIMIT_32 = 4e-6  # and float32 results to 1e-5
-
-
-def limit(precision: float) -> float:
-    """Return the logit error that results of this relative precision may have."""
-    return LIMIT_32 if precision > 1e-10 else LIMIT
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -73,15 +62,3 @@ def scale(high: Array, low: Array, factor: Array) -> tuple[Array, Array]:
     """Return a two-term number times a plain one."""
     product, error = two_product(high, factor)
     return two_sum(product, error + low * factor)
-
-
-def plain_logit_error(nearest: Array, reach: Array, eps: float, dim: int) -> Array:
-    """Estimate the error of the logits -|x - alpha y|^2/(2 S) that matter, when computed by plain differences.
-
-    `nearest` is |x - alpha y|^2/S of the nearest component and `reach` is |x|/sqrt(S). Each coordinate of the
-    residual r is off by about eps (|x| + |r|), and the sum of squares by eps times a slowly growing factor.
-    """
-    xp = array_namespace(nearest)
-    square = nearest + MATTERS
-    root = xp.sqrt(square)
-    return eps * (root * (2.0 * reach + root) + square * (0.25 * math.sqrt(dim) + 4.0))

@@ -18,12 +18,11 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 from dfmath.backends import double
 from dfmath.backends.components import Diagonal
-from dfmath.backends.sweep import Tile
-from numba import prange
+from dfmath.backends.sweep import whole_tile
+from numba import njit, prange
 
 SKETCH_SHARE = 24  # a sketch has one direction for so many coordinates: its product costs that much less
 SKETCH_WIDEST = 128
@@ -54,10 +53,8 @@ class Index:
     """Centre, norms |y - c|, and on demand a sketch of the points of components with one variance for all."""
 
     def __init__(self, components: Diagonal) -> None:
-        self.points = components.centres[0]
-        self.log_weights = np.asarray(components.log_weights[0], dtype=np.float64)
-        self.variances = components.variances[0, :, 0].astype(np.float64)
-        self.variance = float(self.variances[0])
+        self.whole = whole_tile(components)
+        self.points = self.whole.points
         self.queries = 0  # seen so far, for those who decide whether a sketch would pay
         count, dim = self.points.shape
         sample = self._sample()
@@ -91,10 +88,6 @@ class Index:
             coordinates[rows] = along / self.unit
             rest[rows] = np.sqrt(np.maximum(self.norms[rows] ** 2 - (along**2).sum(axis=1), 0.0))
         return Sketch(directions, coordinates, rest)
-
-    def tile(self, start: int, stop: int) -> Tile:
-        """Return a range of the components."""
-        return Tile(self.points[start:stop], self.log_weights[start:stop], self.variances)
 
     def offsets(self, queries: Any, alpha: Any) -> Any:
         """Return p = x - alpha c, rounded once, (B, d)."""
@@ -131,7 +124,7 @@ def _principal_directions(centred: Any, width: int) -> Any:
     return np.ascontiguousarray(directions / math.sqrt(1.0 + excess + 1e-14))
 
 
-@numba.njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
+@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
 def _norms_about(points: Any, centre: Any, norms: Any) -> None:  # pragma: no cover - compiled
     for n in prange(points.shape[0]):
         square = 0.0
@@ -141,7 +134,7 @@ def _norms_about(points: Any, centre: Any, norms: Any) -> None:  # pragma: no co
         norms[n] = math.sqrt(square)
 
 
-@numba.njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True)
 def _centred(points: Any, centre: Any, factor: float, out: Any) -> Any:  # pragma: no cover - compiled
     for n in prange(points.shape[0]):
         for j in range(points.shape[1]):

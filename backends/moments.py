@@ -19,6 +19,7 @@ centred moments of near-equal points far from the origin keep their relative acc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -39,6 +40,10 @@ class Second:
     diagonal: Array | None = None  # (B, d)
     product: Array | None = None  # (B, d, p), the matrices times the probes
     dense: Array | None = None  # (B, d, d)
+
+    def only(self, want: frozenset[Want]) -> Second:
+        """The wanted forms alone."""
+        return Second(**{form: getattr(self, form) for form in SECOND_ORDER if form in want})
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,19 @@ def outer_product_forms(vector: Array, want: frozenset[Want], probes: Array | No
     )
 
 
+def multiples_of_identity(scale: Array, dim: int, want: frozenset[Want], probes: Array | None) -> Second:
+    """Return ``scale I`` in the wanted forms; `scale` (B,), `probes` (B, d, p)."""
+    xp = array_namespace(scale)
+    one = xp.ones((1, dim), dtype=scale.dtype, device=scale.device)
+    eye = xp.eye(dim if "dense" in want else 0, dtype=scale.dtype, device=scale.device)
+    return Second(
+        trace=dim * scale if "trace" in want else None,
+        diagonal=scale[:, None] * one if "diagonal" in want else None,
+        product=scale[:, None, None] * probes if "product" in want else None,
+        dense=scale[:, None, None] * eye if "dense" in want else None,
+    )
+
+
 def combine(terms: list[tuple[Array, Second]]) -> Second:
     """Return the weighted sum of matrices, form by form; the weights are (B,)."""
 
@@ -107,16 +125,45 @@ def combine(terms: list[tuple[Array, Second]]) -> Second:
     return Second(**{field.name: form(field.name) for field in fields(Second)})
 
 
+def fisher_forms(moments: Moments) -> Second:
+    """Return F = E[L] - Cov[s_k], from moments in score space [MATH 1.5]."""
+    one = array_namespace(moments.log_mass).ones_like(moments.log_mass)
+    return combine([(one, moments.within), (-one, moments.between)])
+
+
+def covariance_forms(moments: Moments) -> Second:
+    """Return P = E[P_k] + Cov[m_k], from moments in posterior space [MATH 1.5]."""
+    one = array_namespace(moments.log_mass).ones_like(moments.log_mass)
+    return combine([(one, moments.within), (one, moments.between)])
+
+
+def _each(parts: Sequence[Moments], change: Callable[[list[Array]], Array]) -> Moments:
+    """Apply a function of arrays field by field; what is None stays so."""
+
+    def apply(values: list[Any]) -> Any:
+        if isinstance(values[0], Second):
+            return Second(**{f.name: apply([getattr(v, f.name) for v in values]) for f in fields(Second)})
+        return None if values[0] is None else change(values)
+
+    return Moments(**{f.name: apply([getattr(p, f.name) for p in parts]) for f in fields(Moments)})
+
+
 def take(moments: Moments, rows: Array) -> Moments:
     """Return the moments of chosen queries."""
     xp = array_namespace(moments.log_mass)
+    return _each([moments], lambda values: xp.take(values[0], rows, axis=0))
 
-    def chosen(value: Any) -> Any:
-        if isinstance(value, Second):
-            return Second(**{field.name: chosen(getattr(value, field.name)) for field in fields(Second)})
-        return None if value is None else xp.take(value, rows, axis=0)
 
-    return Moments(**{field.name: chosen(getattr(moments, field.name)) for field in fields(Moments)})
+def concatenate(parts: Sequence[Moments]) -> Moments:
+    """Stack the moments of consecutive groups of queries."""
+    xp = array_namespace(parts[0].log_mass)
+    return _each(parts, lambda values: xp.concat(values, axis=0))
+
+
+def interleave(parts: Sequence[Moments], places: Sequence[Array]) -> Moments:
+    """Put the moments of disjoint groups of queries in their places in the batch."""
+    xp = array_namespace(parts[0].log_mass)
+    return take(concatenate(parts), xp.argsort(xp.concat(places)))
 
 
 def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = None) -> Moments:

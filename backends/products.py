@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends.components import LOG_2PI
-from dfmath.backends.index import Index
-from dfmath.backends.moments import Moments, Second, Space, Want
+from dfmath.backends.moments import Moments, Second, multiples_of_identity
 from dfmath.backends.numba_arithmetic import exp_in_place, summing
-from dfmath.backends.screening import ROUND_32, ROUND_64, gamma
+from dfmath.backends.precision import ROUND_64, gamma, rounding
+from dfmath.backends.request import Request
 from dfmath.backends.sweep import DEPTH
 from dfmath.backends.threaded import all_pairs, chunked, weighted_sums
 from numba import njit, prange
@@ -35,21 +35,15 @@ SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than
 _ROUNDED = 1.0  # one rounding is off by at most this many u
 
 
-def logit_error(index: Index, queries: Any, alpha: Any, spread: Any, dtype: Any) -> Any:
-    """Estimate the error of logits from products in this dtype, (B,): the usual one, not the worst.
+def logit_error(ask: Request) -> Any:
+    """Estimate the error of logits from products, (B,): the usual one, not the worst.
 
     Infinite where the dtype could not hold the factors.
     """
-    length = np.linalg.norm(index.offsets(queries, alpha), axis=1)
-    growth = 0.25 + 4.0 / math.sqrt(queries.shape[1])  # a sum of many random roundings, and a few of the whole
-    steep = alpha / spread
-    error = growth * rounding(dtype) * steep * index.typical * (length + alpha * index.typical)
-    return np.where(steep * length * index.unit_of(dtype) < LARGEST, error, np.inf)
-
-
-def rounding(dtype: Any) -> float:
-    """Return the unit roundoff."""
-    return ROUND_32 if dtype == np.float32 else ROUND_64
+    index, steep = ask.about_index, ask.alpha / ask.spread
+    growth = 0.25 + 4.0 / math.sqrt(ask.components.dim)  # a sum of many random roundings, and a few of the whole
+    error = growth * rounding(ask.dtype) * steep * index.typical * (ask.length + ask.alpha * index.typical)
+    return np.where(steep * ask.length * index.unit_of(ask.dtype) < LARGEST, error, np.inf)
 
 
 @dataclass
@@ -76,32 +70,19 @@ class _Sums:
 class Products:
     """Moments of a block of queries by products."""
 
-    def __init__(
-        self,
-        queries: Any,
-        index: Index,
-        alpha: Any,
-        sigma: Any,
-        want: frozenset[Want],
-        probes: Any,
-        dtype: Any,
-        cut: Any,
-    ) -> None:
-        self.queries, self.index, self.alpha, self.want, self.dtype = queries, index, alpha, want, dtype
-        self.spread = alpha**2 * index.variance + sigma**2
-        self.sigma = sigma
+    def __init__(self, ask: Request) -> None:
+        self.ask, self.index = ask, ask.about_index
+        self.alpha, self.want, self.dtype, self.spread, self.p = ask.alpha, ask.want, ask.dtype, ask.spread, ask.p
         # Weights that single precision could not hold as normal numbers are left out, too.
-        self.cut = np.minimum(cut, 80.0 if dtype == np.float32 else DEPTH)
-        self.omitted = len(index.norms) * np.exp(-self.cut)
-        self.p = index.offsets(queries, alpha)
-        self.length = np.linalg.norm(self.p, axis=1)
-        self.unit = index.unit_of(dtype)
-        self.steep = np.ascontiguousarray((self.unit * alpha / self.spread)[:, None] * self.p, dtype=dtype)
-        count, dim = queries.shape
-        rows = np.zeros((count, 0, dim)) if probes is None else np.swapaxes(probes, 1, 2)
-        self.probe_unit = np.ldexp(1.0, np.frexp(np.max(np.abs(rows), axis=2, keepdims=True))[1])  # for float32's range
-        self.rows = np.ascontiguousarray(rows / self.probe_unit)
-        self.flat = np.ascontiguousarray(self.rows.reshape(-1, dim), dtype=dtype)
+        self.cut = np.minimum(ask.cut, 80.0 if ask.dtype == np.float32 else DEPTH)
+        self.omitted = len(self.index.norms) * np.exp(-self.cut)
+        self.unit = self.index.unit_of(ask.dtype)
+        self.steep = np.ascontiguousarray((self.unit * ask.alpha / ask.spread)[:, None] * ask.p, dtype=ask.dtype)
+        (count, dim), want = ask.queries.shape, ask.want
+        largest = np.max(np.abs(ask.rows), axis=2, keepdims=True)
+        self.probe_unit = np.ldexp(1.0, np.frexp(largest)[1])  # for float32's range
+        self.rows = ask.rows / self.probe_unit
+        self.flat = np.ascontiguousarray(self.rows.reshape(-1, dim), dtype=ask.dtype)
         pairs = dim * (dim + 1) // 2 if "dense" in want else 0
         self.tile = max(16, min(TILE, PAIRS // max(1, pairs)))
         self.triangle = np.tril_indices(dim if pairs else 0)
@@ -129,7 +110,7 @@ class Products:
         all_pairs(self.steep, points, weights)
         top, curvature = np.array(sums.top), 0.5 * self.alpha**2 / self.spread
         mass, crowd, square, carrying = np.zeros((4, len(top)))
-        part = index.log_weights[start:stop], index.norms[start:stop]
+        part = index.whole.log_weights[start:stop], index.norms[start:stop]
         _to_weights(weights, *part, curvature, self.cut, sums.top, mass, crowd, square, carrying)
         with np.errstate(invalid="ignore"):
             sums.scale(np.where(sums.top == -np.inf, 1.0, np.exp(top - sums.top)))
@@ -156,51 +137,55 @@ class Products:
         if "dense" in self.want:
             weighted_sums(weights, _pairs(points, sums.pairs.shape[1]), sums.pairs)
 
-    def moments(self, space: Space, probes: Any) -> Moments:
-        """Return the moments; `between` is centred here, which `cancellation` watches."""
-        sums, want, slope = self.sums, self.want, self._slope(space)
+    def moments(self) -> Moments:
+        """Return the moments; `between` is centred here, which `error` watches."""
+        sums, want, slope = self.sums, self.want, self._slope()
         mass = sums.mass
-        constant = 0.5 * (self.length**2 / self.spread + self.p.shape[1] * (np.log(self.spread) + LOG_2PI))
+        constant = 0.5 * (self.ask.length**2 / self.spread + self.p.shape[1] * (np.log(self.spread) + LOG_2PI))
         log_mass = sums.top + np.log(mass) - constant
         still, logit_error = np.zeros_like(mass), self.worst_logit_error()
         if not want:
             return Moments(log_mass, still, None, None, Second(), Second(), self.omitted, logit_error, still, still)
         self.mean = sums.vector * (self.unit / mass)[:, None]
-        within = (1.0 if space == "score" else self.sigma**2 * self.index.variance) / self.spread
+        within = (1.0 if self._score() else self.ask.sigma**2 * self.ask.components.variances[0, 0, 0]) / self.spread
         return Moments(
             log_mass,
             still,
-            self._origin(space),
+            self._origin(),
             slope[:, None] * self.mean,
-            multiples_of_identity(within, self.p.shape[1], want, probes),
-            self._between(slope**2, probes),
+            multiples_of_identity(within, self.p.shape[1], want, self.ask.probes),
+            self._between(slope**2),
             self.omitted,
             logit_error,
             self.worst_sum_error(slope**2),
             still,
         )
 
-    def _slope(self, space: Space) -> Any:
+    def _score(self) -> bool:
+        return self.ask.space == "score"
+
+    def _slope(self) -> Any:
         """u_k = origin + slope v_k."""
-        return (self.alpha if space == "score" else self.sigma**2) / self.spread
+        return (self.alpha if self._score() else self.ask.sigma**2) / self.spread
 
-    def _origin(self, space: Space) -> Any:
-        if space == "score":
+    def _origin(self) -> Any:
+        if self._score():
             return -self.p / self.spread[:, None]
-        return self.index.centre + (self.alpha * self.index.variance / self.spread)[:, None] * self.p
+        variance = self.ask.components.variances[0, 0, 0]
+        return self.index.centre + (self.alpha * variance / self.spread)[:, None] * self.p
 
-    def _between(self, factor: Any, probes: Any) -> Second:
+    def _between(self, factor: Any) -> Second:
         sums, want, mean = self.sums, self.want, self.mean
         unit = factor * self.unit**2 / sums.mass
         return Second(
             trace=factor * self.variance() if "trace" in want else None,
             diagonal=unit[:, None] * sums.diagonal - factor[:, None] * mean**2 if "diagonal" in want else None,
-            product=self._product(unit, factor, probes) if "product" in want else None,
+            product=self._product(unit, factor) if "product" in want else None,
             dense=self._dense(unit, factor) if "dense" in want else None,
         )
 
-    def _product(self, unit: Any, factor: Any, probes: Any) -> Any:
-        along = (self.mean[:, None, :] @ probes)[:, 0, :]  # (B, p)
+    def _product(self, unit: Any, factor: Any) -> Any:
+        along = (self.mean[:, None, :] @ self.ask.probes)[:, 0, :]  # (B, p)
         raw = unit[:, None, None] * np.swapaxes(self.sums.product * self.probe_unit, 1, 2)
         return raw - factor[:, None, None] * self.mean[:, :, None] * along[:, None, :]
 
@@ -216,7 +201,7 @@ class Products:
         """Total variance of v under the weights, (B,)."""
         return np.maximum(self.sums.square / self.sums.mass - np.sum(self.mean**2, axis=1), 0.0)
 
-    def error(self, moments: Moments, space: Space) -> Any:
+    def error(self, moments: Moments) -> Any:
         """Estimate the relative error of the results, (B,), now that the spread of the weights is known.
 
         Errors e of the logits, were they independent, would move the mean by about e sqrt(tr Cov sum w^2) and Cov by
@@ -225,34 +210,34 @@ class Products:
         and not at the mean adds what rounding makes of the centre's distance.
         """
         unit, mass = rounding(self.dtype), self.sums.mass
-        logit = logit_error(self.index, self.queries, self.alpha, self.spread, self.dtype)
+        logit = logit_error(self.ask)
         if not self.want:
             return logit / np.maximum(np.abs(moments.log_mass), 1.0)
         square, variance = self.sums.square / mass, self.variance()
-        moved = _ROUNDED * unit * self.length * self.alpha / self.spread * np.sqrt(variance)
+        moved = _ROUNDED * unit * self.ask.length * self.alpha / self.spread * np.sqrt(variance)
         logit = logit * np.sqrt(self.sums.crowd) / mass + moved
-        slope, size = self._slope(space), np.linalg.norm(moments.mean, axis=1)
+        slope, size = self._slope(), np.linalg.norm(moments.mean, axis=1)
         first = (logit * np.sqrt(variance) + _ROUNDED * unit * np.sqrt(square)) * slope
-        first = (first + ROUND_64 * np.linalg.norm(self._origin(space), axis=1)) / np.maximum(size, 1e-300)
+        first = (first + ROUND_64 * np.linalg.norm(self._origin(), axis=1)) / np.maximum(size, 1e-300)
         if self.want <= {"mean"}:
             return first
         lost = self.omitted * (2.0 * self.index.radius) ** 2
-        return np.maximum(first, self._second_error(logit, unit, variance, square, lost, space))
+        return np.maximum(first, self._second_error(logit, unit, variance, square, lost))
 
-    def _second_error(self, logit: Any, unit: float, variance: Any, square: Any, lost: Any, space: Space) -> Any:
+    def _second_error(self, logit: Any, unit: float, variance: Any, square: Any, lost: Any) -> Any:
         """Relative errors of the forms of F or P: of its value along each probe, its trace, or any entry."""
         dim, found = self.p.shape[1], np.zeros_like(variance)
         scale = self.spread / self.alpha**2  # of I/S, in the units of Cov
         whole = logit * variance + 2.0 * unit * square + lost
-        size = np.abs(dim * scale - variance) if space == "score" else variance
+        size = np.abs(dim * scale - variance) if self._score() else variance
         if "trace" in self.want:
             found = whole / np.maximum(size, 1e-300)
         if self.want & {"diagonal", "dense"}:  # where single entries may be far below the trace
-            found = np.maximum(found, whole / np.maximum(size / (dim if space == "score" else 10.0), 1e-300))
+            found = np.maximum(found, whole / np.maximum(size / (dim if self._score() else 10.0), 1e-300))
         if "product" in self.want:
             raw, centred = self._along()
             error = logit[:, None] * np.sqrt(variance[:, None] * centred) + unit * np.sqrt(square[:, None] * raw)
-            beside = np.abs(scale[:, None] - centred) if space == "score" else centred
+            beside = np.abs(scale[:, None] - centred) if self._score() else centred
             found = np.maximum(found, np.max((error + lost[:, None]) / np.maximum(beside, 1e-300), axis=1, initial=0.0))
         return found
 
@@ -266,17 +251,17 @@ class Products:
     def worst_logit_error(self) -> Any:
         """Bound the errors of all logits, (B,)."""
         unit = rounding(self.dtype)
-        dim, reach = self.p.shape[1], self.length + self.alpha * self.index.radius
-        product = self.alpha * self.length * self.index.radius * gamma(dim + 8, unit)
+        dim, reach = self.p.shape[1], self.ask.length + self.alpha * self.index.radius
+        product = self.alpha * self.ask.length * self.index.radius * gamma(dim + 8, unit)
         # The sum itself, its largest term, and the exponential are rounded in the products' dtype.
         last = 8.0 * unit * (np.abs(math.log(len(self.index.norms))) + 100.0)
         return (product + gamma(dim + 32, ROUND_64) * reach**2) / self.spread + last
 
-    def certified(self, moments: Moments, space: Space) -> Any:
+    def certified(self, moments: Moments) -> Any:
         """Bound the relative error of any form of Cov beside I/S or, in posterior space, beside tr Cov, (B,)."""
         if not self.want:
             return moments.logit_error
-        size = 1.0 / self.spread if space == "score" else self._slope(space) ** 2 * self.variance()
+        size = 1.0 / self.spread if self._score() else self._slope() ** 2 * self.variance()
         return np.maximum(moments.logit_error, moments.sum_error / np.maximum(size, 1e-300))
 
     def worst_sum_error(self, factor: Any) -> Any:
@@ -284,16 +269,6 @@ class Products:
         unit = rounding(self.dtype)
         length = gamma(self.p.shape[1], unit) + 3.0 * gamma(self.tile, unit) + 32.0 * unit
         return length * factor * self.sums.square / self.sums.mass
-
-
-def multiples_of_identity(scale: Any, dim: int, want: frozenset[Want], probes: Any | None) -> Second:
-    """Return scale I for scales (B,), in the wanted forms."""
-    return Second(
-        trace=dim * scale if "trace" in want else None,
-        diagonal=np.repeat(scale[:, None], dim, axis=1) if "diagonal" in want else None,
-        product=scale[:, None, None] * probes if "product" in want else None,
-        dense=scale[:, None, None] * np.eye(dim) if "dense" in want else None,
-    )
 
 
 @njit(cache=True, parallel=True, error_model="numpy", nogil=True)

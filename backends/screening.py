@@ -1,33 +1,30 @@
 """Bounds on the logits of all components from one float32 product, or from a smaller one along principal directions.
 
 The bounds are rigorous: |fl(a . b) - a . b| <= gamma_n |a| |b| holds for every order of summation, with or without
-fused multiply-adds, gamma_n = n u/(1 - n u) (Higham 2002, section 3.1); norms and N are float64, and their errors are
-counted too. See `index` for the inequality.
+fused multiply-adds; norms and N are float64, and their errors are counted too. See `index` for the inequality.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import SKETCH_WIDEST, Index
+from dfmath.backends.precision import ROUND_32, ROUND_64, gamma
 from dfmath.backends.sweep import Problem, Tile, logit_floor, look_up, place_of_largest
 from dfmath.backends.threaded import all_pairs, chunked
 from numba import njit, prange
 
-ROUND_32, ROUND_64 = 2.0**-24, 2.0**-53
 ROUND_UP = 2.0**-22  # more than float32 and the arithmetic before it round
 LARGEST = 3e38  # in float32
 WORTH = 0.08  # taking up this share of the components from differences costs as much as a product with all of them
 
+AIM_TILE = 4096  # points looked at in one go for a good one
+
 NOTHING = np.empty((0, 0, 0), dtype=np.float32)  # bounds where there is no screen
-
-
-def gamma(terms: int, unit: float) -> float:
-    """Bound the relative error of a sum of products with this many terms."""
-    return terms * unit / (1.0 - terms * unit) if terms * unit < 0.5 else float("inf")
 
 
 class Screen:
@@ -67,16 +64,20 @@ class Pilot:
 
     def __init__(self, problem: Problem, index: Index, best: Any) -> None:
         self.index, self.best = index, best
-        self.product = Screen(problem, index, sketched=False)
+        self.problem = problem
         index.queries += len(problem.queries)
         pays = index.queries >= 2 * SKETCH_WIDEST and index.sketch is not None
         self.sketch = Screen(problem, index, sketched=True) if pays else None
         if self.sketch is not None:
-            self._aim(self.sketch, problem)
+            self._aim(self.sketch)
 
-    def bounds(self, start: int, stop: int) -> Any:
+    @cached_property
+    def product(self) -> Screen:
+        """The plain product, made when it is needed."""
+        return Screen(self.problem, self.index, sketched=False)
+
+    def bounds(self, tile: Tile, start: int, stop: int) -> Any:
         """Bounds for one tile; a sketch that left too many over is not asked again."""
-        tile = self.index.tile(start, stop)
         if self.sketch is not None:
             upper, reaching = self.sketch.bounds(tile, start, stop, self.best)
             if reaching.sum() <= WORTH * len(reaching) * (stop - start):
@@ -84,15 +85,15 @@ class Pilot:
             self.sketch = None
         return self.product.bounds(tile, start, stop, self.best)[0]
 
-    def _aim(self, sketch: Screen, problem: Problem) -> None:
+    def _aim(self, sketch: Screen) -> None:
         """Find a good component for each query, so that from the first tile on little is left over."""
-        count, step = len(self.index.norms), 4096
+        count, step = len(self.index.norms), AIM_TILE
         promising, hopes = np.zeros(len(self.best), dtype=np.int64), np.full(len(self.best), -np.inf)
         for start in range(0, count, step):
             stop = min(start + step, count)
-            upper, _ = sketch.bounds(self.index.tile(start, stop), start, stop, self.best)
+            upper, _ = sketch.bounds(self.index.whole.part(start, stop), start, stop, self.best)
             _keep_largest(upper, start, stop, promising, hopes)
-        look_up(problem, self.index.tile(0, count), promising, self.best)
+        look_up(self.problem, self.index.whole, promising, self.best)
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", nogil=True)

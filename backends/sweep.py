@@ -12,8 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from dfmath.backends.components import LOG_2PI
-from dfmath.backends.double import MATTERS
+from dfmath.backends.components import LOG_2PI, Diagonal
 from dfmath.backends.numba_arithmetic import (
     dot,
     exactly,
@@ -24,6 +23,7 @@ from dfmath.backends.numba_arithmetic import (
     two_sum,
     two_term_squared_distance,
 )
+from dfmath.backends.precision import MATTERS
 from numba import njit, prange
 
 DEPTH = 746.0  # exp(-746) is zero: a component this far (in log) below another carries no weight at all
@@ -67,6 +67,17 @@ class Tile(NamedTuple):
     points: Any  # (T, d)
     log_weights: Any  # (T,)
     variances: Any  # (T,) or (1,)
+
+    def part(self, start: int, stop: int) -> Tile:
+        """A range of these components."""
+        variances = self.variances[start:stop] if len(self.variances) > 1 else self.variances
+        return Tile(self.points[start:stop], self.log_weights[start:stop], variances)
+
+
+def whole_tile(components: Diagonal) -> Tile:
+    """All spherical components, weights and variances in float64."""
+    logs, variances = components.log_weights[0], components.variances[0, :, 0]
+    return Tile(components.centres[0], *(np.asarray(a, dtype=np.float64) for a in (logs, variances)))
 
 
 @njit(cache=True, parallel=True, error_model="numpy", nogil=True)
@@ -167,7 +178,7 @@ def _fill_logits(problem, tile, state, b, chosen, kept, logits, lows):  # type: 
 
 @exactly
 def _plain_error(problem, tile, b, logit, n):  # type: ignore[no-untyped-def]
-    """`double.plain_logit_error` with the distance of the nearest component taken from its logit."""
+    """`precision.plain_logit_error` with the distance of the nearest component taken from its logit."""
     x, dim = problem.queries[b], problem.queries.shape[1]
     spread = problem.alpha[b] * problem.alpha[b] * tile.variances[0] + problem.sigma[b] * problem.sigma[b]
     square = 2.0 * (tile.log_weights[n] - logit) - dim * (math.log(spread) + LOG_2PI) + MATTERS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from dfmath import _checks
 from dfmath.backends import Want
 from dfmath.backends._compat import Array, array_namespace
-from dfmath.backends.moments import combine
+from dfmath.backends.moments import fisher_forms
 
 if TYPE_CHECKING:
     from dfmath.marginal import Marginal
@@ -63,8 +63,7 @@ def evaluate(marginal: Marginal, x: Array, want: Iterable[Want], probes: Array |
         _checks.vectors("probes", probes, shape, queries, columns=True)
         probes = xp.astype(probes, queries.dtype, copy=False)
     moments = marginal.moments(queries, ("mean", *wanted), "score", probes, x.dtype)
-    one = xp.ones_like(moments.log_mass)
-    forms, score = combine([(one, moments.within), (-one, moments.between)]), moments.mean
+    forms, score = fisher_forms(moments), moments.mean
     mean = (queries + marginal.sigma[:, None] ** 2 * score) / marginal.alpha[:, None]
 
     def out(value: Array | None) -> Array:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfmath.backends import Want
 from dfmath.backends._compat import Array, array_namespace
-from dfmath.backends.moments import Second, combine
+from dfmath.backends.moments import Second, covariance_forms, fisher_forms
 from dfmath.operators import SymmetricOperator
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class DiffusionFisher(_PosteriorOperator):
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[L] - Cov[s_k]."""
         moments = self.marginal.moments(self.x, (want,), "score", probes, self.dtype)
-        one = array_namespace(self.x).ones_like(moments.log_mass)
-        return combine([(one, moments.within), (-one, moments.between)])
+        return fisher_forms(moments)
 
     def posterior_covariance(self) -> PosteriorCovariance:
         """Return P = Cov[x0 given x] = (sigma^2/alpha^2) (I - sigma^2 F) as an operator [MATH 1.2]."""
@@ -98,8 +97,7 @@ class PosteriorCovariance(_PosteriorOperator):
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[P_k] + Cov[m_k]."""
         moments = self.marginal.moments(self.x, (want,), "posterior", probes, self.dtype)
-        one = array_namespace(self.x).ones_like(moments.log_mass)
-        return combine([(one, moments.within), (one, moments.between)])
+        return covariance_forms(moments)
 
     def logdet(self) -> Array:
         """Return log det P, (B,): -inf where P is singular to working precision, as it is for N <= d points."""

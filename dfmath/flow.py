@@ -15,6 +15,7 @@ from dfmath import _checks
 from dfmath.backends import Moments, Want, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
 from dfmath.backends.array_api import component_tiles
+from dfmath.backends.moments import fisher_forms
 from dfmath.marginal import left_out
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
@@ -302,7 +303,7 @@ def _solve(
 
     def tangent(t: Array, y: Array, e: Array) -> Array:
         moments = _moments(field, t, layout.state(y), ("product",), e[:, :, None])
-        product = (moments.within.product - moments.between.product)[:, :, 0]  # type: ignore[operator]
+        product = fisher_forms(moments).product[:, :, 0]  # type: ignore[index]
         stretch, weight = field.coefficients(t)
         return stretch[:, None] * e + weight[:, None] * product
 
@@ -323,15 +324,12 @@ def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
     stretch, weight = field.coefficients(t)
     moments = _moments(field, t, x, layout.want)
     slope = stretch[:, None] * x - weight[:, None] * moments.mean
-    turn, growth = None, None
+    fisher, turn, growth = fisher_forms(moments), None, None
     if layout.jacobian:
-        fisher = moments.within.dense - moments.between.dense  # type: ignore[operator]
         matrix = layout.matrix(y)
-        turn = stretch[:, None, None] * matrix + weight[:, None, None] * xp.matmul(fisher, matrix)
-        if layout.log_density:
-            growth = -layout.dim * stretch - weight * xp.linalg.trace(fisher)
-    elif layout.log_density:
-        trace = moments.within.trace - moments.between.trace  # type: ignore[operator]
+        turn = stretch[:, None, None] * matrix + weight[:, None, None] * xp.matmul(fisher.dense, matrix)
+    if layout.log_density:
+        trace = xp.linalg.trace(fisher.dense) if layout.jacobian else fisher.trace
         growth = -layout.dim * stretch - weight * trace
     return layout.pack(slope, turn, growth)
 

@@ -158,7 +158,7 @@ class Marginal:
 
         `dtype` is what results will be rounded to: what cannot show there may be left out, and computed with less care.
         """
-        precision = min(float(array_namespace(x).finfo(x.dtype if dtype is None else dtype).eps), self.tolerance or 1.0)
+        precision = self.precision(x.dtype if dtype is None else dtype)
         second = space == "posterior" and not set(want) <= {"mean"}
         return posterior_moments(
             x,
@@ -171,6 +171,10 @@ class Marginal:
             tolerance=left_out(precision, second) if self.tolerance is None else self.tolerance,
             precision=precision,
         )
+
+    def precision(self, dtype: Any) -> float:
+        """Return the relative precision of results in this dtype, or better where a tolerance asks for it."""
+        return min(float(array_namespace(self.home).finfo(dtype).eps), self.tolerance or 1.0)
 
     def fisher_at(self, x: Array, dtype: Any) -> DiffusionFisher:
         """`fisher` at validated queries."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfmath.backends._compat import Array, array_namespace, to_numpy
 from dfmath.backends.components import LOG_2PI, Components, Diagonal, Full
-from dfmath.backends.double import LIMIT, plain_logit_error
 from dfmath.backends.moments import Moments, Space
+from dfmath.backends.precision import limit, plain_logit_error
 from dfmath.bounds import dropped_components, weight_factor
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     largest = _largest_matrix(size, alpha, sigma, space)
     turn = _turn(size, alpha, sigma)
     root = xp.sqrt(_reach(size, marginal, moments.log_mass))
-    differences = _logit_error(marginal, size, x, moments.log_mass)
+    differences = _logit_error(marginal, size, x, moments.log_mass, limit(marginal.precision(dtype)))
     logit_error = xp.where(moments.logit_error > 0, moments.logit_error, differences) + 0.5 * turn * (
         root**2 + marginal.dim
     )
@@ -139,11 +139,11 @@ def _reach(size: Extent, marginal: Marginal, log_mass: Array) -> Array:
     return xp.where(reach > 0, reach, xp.zeros_like(reach))
 
 
-def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array) -> Array:
+def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array, allowed: float) -> Array:
     """Bound the rounding error of the logits that matter.
 
     By plain differences |dr| <= u (alpha |mu| + |r|), and a sum of d squares is off by at most d u. Where the backends
-    find that this could show they keep two terms, and only the last step, exp of a difference, rounds.
+    find errors above `allowed` they keep two terms, and only the last step, exp of a difference, rounds.
     """
     xp = array_namespace(log_mass)
     unit = float(xp.finfo(log_mass.dtype).eps)
@@ -157,7 +157,7 @@ def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array) ->
     plain = 0.5 * square + unit * (xp.abs(log_mass) + abs(size.log_weight) + marginal.dim * xp.abs(xp.log(low)))
     if not size.common:
         return plain
-    surely_refined = plain_logit_error(xp.zeros_like(reach), _norm(x) / low, unit, marginal.dim) > LIMIT
+    surely_refined = plain_logit_error(xp.zeros_like(reach), _norm(x) / low, unit, marginal.dim) > allowed
     last_step = (_CUT + math.log(marginal.components.count) + 8.0) * unit
     return xp.where(surely_refined, xp.minimum(plain, xp.full_like(plain, last_step)), plain)
 

@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[1]
 
 FAULTS = {
     "sign of the Fisher term": (
-        "dfmath/fisher.py",
+        "backends/moments.py",
         "return combine([(one, moments.within), (-one, moments.between)])",
         "return combine([(one, moments.within), (one, moments.between)])",
         "1.2b",
     ),
     "sign of the Fisher term in the flow": (
         "dfmath/flow.py",
-        "weight[:, None, None] * xp.matmul(fisher, matrix)",
-        "-weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
+        "-weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
         "2.3",
     ),
     "a weight perturbed by 1e-6": (
@@ -53,8 +53,8 @@ FAULTS = {
     ),
     "sign of the Fisher term in the official experiment": (
         "dfmath/flow.py",
-        "weight[:, None, None] * xp.matmul(fisher, matrix)",
-        "-weight[:, None, None] * xp.matmul(fisher, matrix)",
+        "weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
+        "-weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
         "3.5c",
     ),
     "a drift ten per cent off": (

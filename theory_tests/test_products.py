@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dfmath.backends import index, numba_cpu, posterior_moments, products, screening, use
 from dfmath.backends.index import Index, index_of
+from dfmath.backends.request import Request
 from dfmath.backends.threaded import all_pairs, chunked, threads, weighted_sums
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -55,26 +56,24 @@ clouds = {
 }
 
 
-def asked(points, x, alpha, sigma, tolerance=1e-20):
-    ones = np.ones(len(x))
-    components = PointMasses(points).components
-    return components, numba_cpu._problem(
-        numba_cpu._Ask(x, components, alpha * ones, sigma * ones, frozenset(), "score", None, tolerance, 0.0),
-        index_of(components),
-    )
+def asked(points, x, alpha, sigma, precision=0.0, tolerance=1e-20):
+    """The log density of point masses, and nothing else."""
+    ones, components = np.ones(len(x)), PointMasses(points).components
+    ask = Request(x, components, alpha * ones, sigma * ones, frozenset(), "score", None, tolerance, precision)
+    return ask.about(index_of(components))
 
 
-def screened(problem, points, best, sketched, monkeypatch):
+def screened(ask, sketched, monkeypatch):
     """All upper bounds of a screen, (B, N)."""
     monkeypatch.setattr(index, "SAMPLE", 1)
     monkeypatch.setattr(index, "SKETCH_LEAST", 1)
     monkeypatch.setattr(index, "SKETCH_SHARE", 2)
-    here = Index(PointMasses(points).components)
+    here, count = Index(ask.components), ask.components.count
     if sketched and here.sketch is None:
         return None
-    screen = screening.Screen(problem, here, sketched)
-    upper, _ = screen.bounds(here.tile(0, len(points)), 0, len(points), best)
-    return np.concatenate(list(upper), axis=1)[:, : len(points)]
+    screen = screening.Screen(numba_cpu._problem(ask), here, sketched)
+    upper, _ = screen.bounds(here.whole, 0, count, np.full(len(ask.queries), -np.inf))
+    return np.concatenate(list(upper), axis=1)[:, :count]
 
 
 @pytest.mark.parametrize("sketched", [False, True])
@@ -85,12 +84,12 @@ def test_bounds_are_above_the_logits(sketched, seed, count, dim, offset, scale, 
     points = cloud(seed, count, dim, offset, scale, dtype)
     rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
     x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
-    components, problem = asked(points, x, alpha, sigma)
+    ask = asked(points, x, alpha, sigma)
     with pytest.MonkeyPatch.context() as patch:
-        upper = screened(problem, points, np.full(3, -np.inf), sketched, patch)
+        upper = screened(ask, sketched, patch)
     if upper is None:
         return
-    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma)
+    exact = exact_logits(points, ask.components.log_weights[0], x, alpha, sigma)
     assert (upper >= exact).all()
 
 
@@ -98,10 +97,10 @@ def test_bounds_without_their_rounding_terms_are_not(monkeypatch):
     """The test above can fail: bounds from the product alone are below some logits."""
     points = cloud(0, 24, 200, 0.0, 1.0, np.float32)
     x = 0.7 * points[:3].astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal((3, 200))
-    components, problem = asked(points, x, 0.7, 0.001)
+    ask = asked(points, x, 0.7, 0.001)
     monkeypatch.setattr(screening, "gamma", lambda terms, unit: 0.0)
-    upper = screened(problem, points, np.full(3, -np.inf), False, monkeypatch)
-    assert (upper < exact_logits(points, components.log_weights[0], x, 0.7, 0.001)).any()
+    upper = screened(ask, False, monkeypatch)
+    assert (upper < exact_logits(points, ask.components.log_weights[0], x, 0.7, 0.001)).any()
 
 
 @given(**clouds)
@@ -111,21 +110,17 @@ def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale,
     points = cloud(seed, count, dim, offset, scale, dtype)
     rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
     x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
-    components = PointMasses(points).components
-    ones = np.ones(3)
-    exact = exact_logits(points, components.log_weights[0], x, alpha, sigma)
+    exact = exact_logits(points, PointMasses(points).components.log_weights[0], x, alpha, sigma)
     top = exact.max(axis=1, keepdims=True)
     wanted = top[:, 0] + np.log(np.exp(exact - top).sum(axis=1))
-    for precision in (np.float32, np.float64):
-        ask = (x, index_of(components), alpha * ones, sigma * ones)
-        if not np.isfinite(products.logit_error(ask[1], x, ask[2], ask[3] ** 2, precision)).all():
+    for precision in (1e-7, 1e-16):
+        ask = asked(points, x, alpha, sigma, precision, tolerance=0.0)
+        if not np.isfinite(products.logit_error(ask)).all():
             continue
-        way = products.Products(
-            x, index_of(components), alpha * ones, sigma * ones, frozenset(), None, precision, np.full(3, np.inf)
-        )
+        way = products.Products(ask)
         with threads(1):
             way.run()
-        found = way.moments("score", None)
+        found = way.moments()
         slack = 1e-13 * (1.0 + np.abs(wanted))  # of the constant, which every way shares
         assert (np.abs(found.log_mass - wanted) <= found.logit_error + slack).all()
 

@@ -1,0 +1,99 @@
+"""What the backend for NumPy arrays was asked, for a group of queries, and what follows from it alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from dfmath.backends.components import Diagonal
+from dfmath.backends.index import Index
+from dfmath.backends.moments import Space, Want
+from dfmath.backends.precision import limit
+from dfmath.backends.sweep import DEPTH
+
+
+@dataclass(frozen=True)
+class Request:
+    """See `dfmath.backends.posterior_moments`; noise levels are (B,).
+
+    With an index, components have one variance, and p is x - alpha c.
+    """
+
+    queries: Any  # (B, d)
+    components: Diagonal
+    alpha: Any  # (B,)
+    sigma: Any  # (B,)
+    want: frozenset[Want]
+    space: Space
+    probes: Any | None  # (B, d, p)
+    tolerance: float
+    precision: float
+    index: Index | None = None
+    p: Any = None  # (B, d)
+
+    def about(self, index: Index) -> Request:
+        """Return the same, seen from the index's centre."""
+        return replace(self, index=index, p=index.offsets(self.queries, self.alpha))
+
+    def take(self, rows: Any) -> Request:
+        """Return the same for these queries alone."""
+        names = ("queries", "alpha", "sigma", "probes", "p")
+        parts = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
+
+    def at_first(self) -> Request:
+        """Return the same with what may be left out before a posterior covariance's own size is known."""
+        return replace(self, tolerance=max(self.tolerance, min(self.precision**2, 1e-20)))
+
+    @property
+    def about_index(self) -> Index:
+        """The index; components that have none are not asked about it."""
+        assert self.index is not None
+        return self.index
+
+    @property
+    def limit(self) -> float:
+        """Error that logits may have."""
+        return limit(self.precision)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of matrix products."""
+        return np.float32 if self.precision >= np.finfo(np.float32).eps else np.float64
+
+    @property
+    def covariance(self) -> bool:
+        """Whether a posterior covariance is asked for, which counts beside its own size."""
+        return self.space == "posterior" and not self.want <= {"mean"}
+
+    @cached_property
+    def spread(self) -> Any:
+        """S, one for all components, (B,)."""
+        return self.alpha**2 * self.components.variances[0, 0, 0] + self.sigma**2
+
+    @cached_property
+    def length(self) -> Any:
+        """|p|, (B,)."""
+        return np.linalg.norm(self.p, axis=1)
+
+    @cached_property
+    def rows(self) -> Any:
+        """Probes as contiguous rows, (B, p, d)."""
+        count, dim = self.queries.shape
+        probes = np.zeros((count, 0, dim)) if self.probes is None else np.swapaxes(self.probes, 1, 2)
+        return np.ascontiguousarray(probes)
+
+    @cached_property
+    def cut(self) -> Any:
+        """How far below the largest a logit may be left out, (B,): what F and P lose is small beside S [MATH 4.8]."""
+        if self.tolerance <= 0:
+            return np.full(len(self.queries), math.inf)
+        cut = math.log(self.components.count / self.tolerance)
+        low, high = (self.alpha**2 * variance + self.sigma**2 for variance in self.components.variance_range())
+        if self.index is not None:
+            return cut + np.log1p(4.0 * (self.alpha * self.index.radius) ** 2 / low)
+        # Components of different S: |s|^2 and L of any one, beside L of the widest.
+        return cut + 2.0 * np.log(high / low) + math.log(2.0 * DEPTH)
