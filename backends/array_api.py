@@ -119,9 +119,18 @@ def _second_moment(centred: Array, weights: Array, want: frozenset[Want], probes
     return Second(
         trace=xp.sum(weighted * centred, axis=(1, 2)) if "trace" in want else None,
         diagonal=xp.sum(weighted * centred, axis=1) if "diagonal" in want else None,
-        product=xp.matmul(rows, xp.matmul(centred, probes)) if "product" in want else None,
+        product=_times(rows, centred, probes) if "product" in want else None,
         dense=xp.matmul(rows, centred) if "dense" in want else None,
     )
+
+
+def _times(rows: Array, centred: Array, probes: Array | None) -> Array:
+    """Return (rows centred) probes for (b, d, k), (b, k, d) and (b, d, p), in the cheaper order."""
+    assert probes is not None
+    xp, (_, count, dim), width = array_namespace(centred), centred.shape, probes.shape[2]
+    if 2 * count * width <= dim * (count + width):
+        return xp.matmul(rows, xp.matmul(centred, probes))
+    return xp.matmul(xp.matmul(rows, centred), probes)
 
 
 def _query_tiles(queries: Array, probes: Array | None) -> Iterator[tuple[slice, Array | None]]:

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from dfmath.backends import double
 from dfmath.backends.components import Diagonal
+from dfmath.backends.matrices import coordinate_products, triangle
 from dfmath.backends.sweep import whole_tile
 from numba import njit, prange
 
@@ -28,6 +29,7 @@ SKETCH_SHARE = 24  # a sketch has one direction for so many coordinates: its pro
 SKETCH_WIDEST = 128
 SKETCH_LEAST = 8  # fewer directions bound nothing
 SAMPLE = 1024  # points that centre and principal directions are taken from
+FEW, KEPT = 2048, 2**26  # products of coordinates are kept between calls for so few points, in so many bytes
 SAFE = 1e15  # sizes between its inverse and itself have squares and products well inside float32's range
 
 _known: WeakKeyDictionary[Diagonal, Index] = WeakKeyDictionary()
@@ -55,6 +57,7 @@ class Index:
     def __init__(self, components: Diagonal) -> None:
         self.whole = whole_tile(components)
         self.points = self.whole.points
+        self._coordinate_products: dict[Any, Any] = {}
         self.queries = 0  # seen so far, for those who decide whether a sketch would pay
         count, dim = self.points.shape
         sample = self._sample()
@@ -107,6 +110,20 @@ class Index:
         if points.dtype == dtype and self.offset == 0.0 and unit == 1.0:
             return np.ascontiguousarray(points)
         return _centred(points, self.centre, 1.0 / unit, np.empty(points.shape, dtype))
+
+    def keeps_coordinate_products(self, dtype: Any) -> bool:
+        """Whether the products of all points' coordinates are few enough to be kept."""
+        count, dim = self.points.shape
+        return count <= FEW and count * triangle(dim) * np.dtype(dtype).itemsize <= KEPT
+
+    def coordinate_products(self, start: int, stop: int, dtype: Any) -> Any:
+        """Products of two coordinates of `centred` points, each pair once, (stop - start, d (d + 1)/2)."""
+        count, width = len(self.norms), triangle(self.points.shape[1])
+        if not self.keeps_coordinate_products(dtype):
+            return coordinate_products(self.centred(start, stop, dtype), width)
+        if dtype not in self._coordinate_products:
+            self._coordinate_products[dtype] = coordinate_products(self.centred(0, count, dtype), width)
+        return self._coordinate_products[dtype][start:stop]
 
     def _sample(self) -> Any:
         """Some points, evenly spread over the rows, in float64."""

@@ -127,43 +127,34 @@ def combine(terms: list[tuple[Array, Second]]) -> Second:
 
 def fisher_forms(moments: Moments) -> Second:
     """Return F = E[L] - Cov[s_k], from moments in score space [MATH 1.5]."""
-    one = array_namespace(moments.log_mass).ones_like(moments.log_mass)
-    return combine([(one, moments.within), (-one, moments.between)])
+    return _form_by_form(lambda within, between: within - between, moments)
 
 
 def covariance_forms(moments: Moments) -> Second:
     """Return P = E[P_k] + Cov[m_k], from moments in posterior space [MATH 1.5]."""
-    one = array_namespace(moments.log_mass).ones_like(moments.log_mass)
-    return combine([(one, moments.within), (one, moments.between)])
+    return _form_by_form(lambda within, between: within + between, moments)
 
 
-def _each(parts: Sequence[Moments], change: Callable[[list[Array]], Array]) -> Moments:
-    """Apply a function of arrays field by field; what is None stays so."""
+def _form_by_form(join: Callable[[Array, Array], Array], moments: Moments) -> Second:
+    pairs = {form: (getattr(moments.within, form), getattr(moments.between, form)) for form in SECOND_ORDER}
+    return Second(**{form: join(*pair) for form, pair in pairs.items() if pair[0] is not None})
+
+
+def field_by_field(parts: Sequence[Moments], join: Callable[[list[Array]], Array]) -> Moments:
+    """Join the same arrays of several moments; what is None stays so."""
 
     def apply(values: list[Any]) -> Any:
         if isinstance(values[0], Second):
             return Second(**{f.name: apply([getattr(v, f.name) for v in values]) for f in fields(Second)})
-        return None if values[0] is None else change(values)
+        return None if values[0] is None else join(values)
 
     return Moments(**{f.name: apply([getattr(p, f.name) for p in parts]) for f in fields(Moments)})
-
-
-def take(moments: Moments, rows: Array) -> Moments:
-    """Return the moments of chosen queries."""
-    xp = array_namespace(moments.log_mass)
-    return _each([moments], lambda values: xp.take(values[0], rows, axis=0))
 
 
 def concatenate(parts: Sequence[Moments]) -> Moments:
     """Stack the moments of consecutive groups of queries."""
     xp = array_namespace(parts[0].log_mass)
-    return _each(parts, lambda values: xp.concat(values, axis=0))
-
-
-def interleave(parts: Sequence[Moments], places: Sequence[Array]) -> Moments:
-    """Put the moments of disjoint groups of queries in their places in the batch."""
-    xp = array_namespace(parts[0].log_mass)
-    return take(concatenate(parts), xp.argsort(xp.concat(places)))
+    return field_by_field(parts, lambda values: xp.concat(values, axis=0))
 
 
 def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = None) -> Moments:

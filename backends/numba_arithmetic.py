@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 _STRIDE = 128  # coordinates between two looks at whether a distance is already too long
 
@@ -107,3 +109,12 @@ def exp_in_place(values, powers):  # type: ignore[no-untyped-def]
         powers[i] = np.int32(k)
     for i in range(values.shape[0]):
         bits[i] += np.int64(powers[i]) << 52
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def add_four(
+    total: Any, a: float, x: Any, b: float, y: Any, c: float, z: Any, d: float, w: Any
+) -> None:  # pragma: no cover - compiled
+    """Add a x + b y + c z + d w to the total, term by term in this order."""
+    for i in prange(total.shape[0]):
+        total[i] = total[i] + a * x[i] + b * y[i] + c * z[i] + d * w[i]

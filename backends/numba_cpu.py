@@ -23,9 +23,9 @@ import numpy as np
 from dfmath.backends import array_api
 from dfmath.backends.components import Components, Diagonal
 from dfmath.backends.index import index_of
-from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, interleave, multiples_of_identity, take
-from dfmath.backends.products import WIDEST, Products, logit_error
-from dfmath.backends.request import Request
+from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, field_by_field, multiples_of_identity
+from dfmath.backends.products import Products, logit_error
+from dfmath.backends.request import WIDEST, Request
 from dfmath.backends.screening import NOTHING, Pilot
 from dfmath.backends.sweep import Problem, State, sweep, whole_tile
 from dfmath.backends.threaded import threads
@@ -65,7 +65,8 @@ def posterior_moments(
         )
     spherical, count = cast(Diagonal, components), queries.shape[0]
     alpha, sigma = (np.ascontiguousarray(np.broadcast_to(a, (count,))) for a in (alpha, sigma))
-    ask = Request(np.ascontiguousarray(queries), spherical, alpha, sigma, want, space, probes, tolerance, precision)
+    columns = None if probes is None else np.ascontiguousarray(probes)
+    ask = Request(np.ascontiguousarray(queries), spherical, alpha, sigma, want, space, columns, tolerance, precision)
     worth = count * spherical.count * spherical.dim // THREAD_WORK
     with threads(max(1, min(numba.get_num_threads(), worth))):
         blocks = [slice(start, start + QUERY_BLOCK) for start in range(0, max(1, count), QUERY_BLOCK)]
@@ -81,17 +82,28 @@ def _by_what_suits(ask: Request) -> Moments:
     easy = np.flatnonzero(_easy(ask))
     if len(easy) == 0:
         return _by_differences(ask)
-    found, right, possible = _by_products(ask.take(easy))
+    found, right, possible = _by_products(ask if len(easy) == len(ask.queries) else ask.take(easy))
     rest = np.setdiff1d(np.arange(len(ask.queries)), easy[right])
     if len(rest) == 0:
         return found
-    parts = [take(found, np.flatnonzero(right)), _by_differences(ask.take(rest))]
-    together = interleave(parts, [easy[right], rest])
+    together = _placed([found, _by_differences(ask.take(rest))], [easy, rest])
     # Other forms of the same queries may be right by products: certificates hold for those, too.
-    certificates = [np.zeros(len(ask.queries)) for _ in range(2)]
-    for total, part in zip(certificates, (found.logit_error, found.sum_error), strict=True):
-        total[easy[possible]] = part[possible]
+    certificates = np.zeros((2, len(ask.queries)))
+    certificates[:, easy[possible]] = found.logit_error[possible], found.sum_error[possible]
     return replace(together, logit_error=certificates[0], sum_error=certificates[1])
+
+
+def _placed(parts: list[Moments], places: list[Any]) -> Moments:
+    """Put the moments of groups of queries in their places in the batch, later groups over earlier ones."""
+    count = 1 + max(int(at.max()) for at in places)
+
+    def join(values: list[Any]) -> Any:
+        whole = np.empty((count, *values[0].shape[1:]))
+        for at, value in zip(places, values, strict=True):
+            whole[at] = value
+        return whole
+
+    return field_by_field(parts, join)
 
 
 def _easy(ask: Request) -> Any:
@@ -121,12 +133,11 @@ def _by_differences(ask: Request) -> Moments:
         return _swept(ask)
     found = _swept(replace(first, want=ask.want | {"trace"}))
     size: Any = found.within.trace + found.between.trace  # type: ignore[operator]
-    faint = _left_out(found.omitted, ask) > ask.limit * size
+    faint = np.flatnonzero(_left_out(found.omitted, ask) > ask.limit * size)
     found = replace(found, within=found.within.only(ask.want), between=found.between.only(ask.want))
-    if not faint.any():
+    if not len(faint):
         return found
-    places = [np.flatnonzero(~faint), np.flatnonzero(faint)]
-    return interleave([take(found, places[0]), _swept(ask.take(faint))], places)
+    return _placed([found, _swept(ask.take(faint))], [np.arange(len(ask.queries)), faint])
 
 
 def _left_out(mass: Any, ask: Request) -> Any:
@@ -136,6 +147,8 @@ def _left_out(mass: Any, ask: Request) -> Any:
 
 def _swept(ask: Request) -> Moments:
     """Sweep over tiles of components; with an index, of those alone that its bounds leave over."""
+    if ask.wide and ask.index is None:
+        return _by_matrices(ask)
     components, (count, dim) = ask.components, ask.queries.shape
     problem, state = _problem(ask), _state(ask)
     pilot = None if ask.index is None else Pilot(problem, ask.index, state.best)
@@ -149,6 +162,16 @@ def _swept(ask: Request) -> Moments:
         tile = whole.part(start, stop)
         sweep(problem, tile, NOTHING if pilot is None else pilot.bounds(tile, start, stop), state, block)
     return _moments(state, ask)
+
+
+def _by_matrices(ask: Request) -> Moments:
+    """Return products with many probes from matrices: one for each query, and not one product for each component."""
+    found = _swept(replace(ask, want=(ask.want - {"product"}) | {"dense"}, probes=None))
+    sides = {}
+    for name in ("within", "between"):
+        side: Any = getattr(found, name)
+        sides[name] = replace(side.only(ask.want), product=side.dense @ ask.probes)
+    return replace(found, **sides)
 
 
 def _problem(ask: Request) -> Problem:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends.components import LOG_2PI
+from dfmath.backends.matrices import add_span, add_times, centred_products, triangle, unpacked
 from dfmath.backends.moments import Moments, Second, multiples_of_identity
 from dfmath.backends.numba_arithmetic import exp_in_place, summing
 from dfmath.backends.precision import ROUND_64, gamma, rounding
@@ -27,11 +28,12 @@ from numba import njit, prange
 
 TILE = 2048  # components whose weights are formed at a time
 PAIRS = 2**21  # products of two coordinates that are formed at a time
-WIDEST = 512  # dimensions up to which a tile of such products fits
+ALONG = 2**23  # products with probes that are formed at a time
 
 MOST = 700.0  # exp of less is not a normal number for certain
 LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
+GATHERED = 0.4  # the same where vectors are gathered for products of their own
 _ROUNDED = 1.0  # one rounding is off by at most this many u
 
 
@@ -56,12 +58,13 @@ class _Sums:
     square: Any  # (B,) of |v|^2, in the data's own units
     vector: Any  # (B, d) of v
     diagonal: Any  # (B, d | 0) of v_j^2
-    product: Any  # (B, p, d) of (v . probe) v
+    product: Any  # (B, p, d) of (v . probe) v, for few probes
+    span: Any  # (B, d, p) of the same, for many
     pairs: Any  # (B, d (d + 1)/2 | 0) of v_i v_j, i >= j
 
     def scale(self, factor: Any) -> None:
-        """Multiply by a factor for each query, where it is not 1 for all."""
-        if (factor != 1.0).any():
+        """Multiply by a factor for each query, where it is not 1 for all and there is anything to multiply."""
+        if (factor != 1.0).any() and self.mass.any():
             for field in fields(self)[1:]:
                 part = getattr(self, field.name)
                 part *= (factor**2 if part is self.crowd else factor).reshape(-1, *(1,) * (part.ndim - 1))
@@ -79,13 +82,11 @@ class Products:
         self.unit = self.index.unit_of(ask.dtype)
         self.steep = np.ascontiguousarray((self.unit * ask.alpha / ask.spread)[:, None] * ask.p, dtype=ask.dtype)
         (count, dim), want = ask.queries.shape, ask.want
-        largest = np.max(np.abs(ask.rows), axis=2, keepdims=True)
-        self.probe_unit = np.ldexp(1.0, np.frexp(largest)[1])  # for float32's range
-        self.rows = ask.rows / self.probe_unit
-        self.flat = np.ascontiguousarray(self.rows.reshape(-1, dim), dtype=ask.dtype)
-        pairs = dim * (dim + 1) // 2 if "dense" in want else 0
-        self.tile = max(16, min(TILE, PAIRS // max(1, pairs)))
-        self.triangle = np.tril_indices(dim if pairs else 0)
+        self._lay_out_probes()
+        pairs = triangle(dim) if "dense" in want or ask.wide else 0
+        most = TILE if self.index.keeps_coordinate_products(ask.dtype) else PAIRS // max(1, pairs)
+        self.tile = max(16, min(TILE, most, ALONG // max(1, len(self.flat))))
+        self.crowded = np.zeros(count, dtype=bool)  # queries of which some sums were products
         self.sums = _Sums(
             top=np.full(count, -np.inf),
             mass=np.zeros(count),
@@ -94,8 +95,23 @@ class Products:
             vector=np.zeros((count, dim if want else 0)),
             diagonal=np.zeros((count, dim if "diagonal" in want else 0)),
             product=np.zeros(self.rows.shape),
+            span=np.zeros(self.columns.shape),
             pairs=np.zeros((count, pairs)),
         )
+
+    def _lay_out_probes(self) -> None:
+        """Probes in the products' dtype and range: rows (B, p, d) if they are few, else columns (B, d, p)."""
+        ask, (count, dim) = self.ask, self.ask.queries.shape
+        probes = np.zeros((count, dim, 0)) if ask.probes is None else ask.probes
+        self.probe_unit = np.ones((count, 1, 1))
+        if self.dtype == np.float32:
+            largest = np.max(np.abs(probes), axis=(1, 2), keepdims=True, initial=0.0)
+            self.probe_unit = np.ldexp(1.0, np.frexp(largest)[1])
+            probes = probes / self.probe_unit
+        none = np.zeros((count, 0, dim))
+        self.rows = none if ask.wide else np.ascontiguousarray(np.swapaxes(probes, 1, 2))
+        self.flat = np.ascontiguousarray(self.rows.reshape(-1, dim), dtype=self.dtype)
+        self.columns = np.ascontiguousarray(probes if ask.wide else np.swapaxes(none, 1, 2), dtype=self.dtype)
 
     def run(self) -> None:
         """Sum over all components."""
@@ -119,23 +135,47 @@ class Products:
         sums.square += square
         if not self.want:
             return
-        if self.want <= {"mean", "trace", "product"} and carrying.sum() < SPARSE * len(top) * len(points):
-            _add_few(weights, points, self.rows, sums.vector, sums.product)
-        else:
-            self._add_products(weights, points)
+        few = self._few(carrying, len(points))
+        if few.any():
+            self._add_few(weights, points, np.flatnonzero(few))
+        if not few.all():
+            self._add_products(weights, points, start, np.flatnonzero(~few))
 
-    def _add_products(self, weights: Any, points: Any) -> None:
-        sums = self.sums
-        weighted_sums(weights, points, sums.vector)
+    def _few(self, carrying: Any, count: int) -> Any:
+        """Whether a query's weights that are not zero are so few that they are cheaper one by one, (B,)."""
+        if not self.want <= {"mean", "trace", "product"}:
+            return np.zeros(len(carrying), dtype=bool)
+        return carrying < (GATHERED if self.ask.wide else SPARSE) * count
+
+    def _add_few(self, weights: Any, points: Any, places: Any) -> None:
+        if self.ask.wide:
+            add_span(weights, points, places, self.columns, self.sums.vector, self.sums.span)
+        else:
+            _add_each(weights, points, places, self.rows, self.sums.vector, self.sums.product)
+
+    def _add_products(self, weights: Any, points: Any, start: int, places: Any) -> None:
+        """Add the sums that are matrix products, for some of the queries."""
+        sums, everyone = self.sums, len(places) == weights.shape[1]
+        self.crowded[places] = True
+        weights = weights if everyone else np.ascontiguousarray(weights[:, places])
+
+        def add(weights: Any, values: Any, total: Any) -> None:
+            part = total if everyone else np.zeros((len(places), *total.shape[1:]))
+            weighted_sums(weights, values, part.reshape(-1, values.shape[1]))
+            if not everyone:
+                total[places] += part
+
+        add(weights, points, sums.vector)
         if "diagonal" in self.want:
-            weighted_sums(weights, points * points, sums.diagonal)
-        if "product" in self.want:
-            along = chunked(len(self.flat), len(points), self.dtype)
-            all_pairs(self.flat, points, along)
+            add(weights, points * points, sums.diagonal)
+        if sums.product.shape[1]:
+            rows = self.flat.reshape(sums.product.shape)[places].reshape(-1, points.shape[1])
+            along = chunked(len(rows), len(points), self.dtype)
+            all_pairs(rows, points, along)
             _weigh(along, weights)
-            weighted_sums(along, points, sums.product.reshape(self.flat.shape))
-        if "dense" in self.want:
-            weighted_sums(weights, _pairs(points, sums.pairs.shape[1]), sums.pairs)
+            add(along, points, sums.product)
+        if sums.pairs.shape[1]:
+            add(weights, self.index.coordinate_products(start, start + len(points), self.dtype), sums.pairs)
 
     def moments(self) -> Moments:
         """Return the moments; `between` is centred here, which `error` watches."""
@@ -185,17 +225,23 @@ class Products:
         )
 
     def _product(self, unit: Any, factor: Any) -> Any:
+        if self.ask.wide:
+            return self._wide_product(unit, factor)
         along = (self.mean[:, None, :] @ self.ask.probes)[:, 0, :]  # (B, p)
         raw = unit[:, None, None] * np.swapaxes(self.sums.product * self.probe_unit, 1, 2)
         return raw - factor[:, None, None] * self.mean[:, :, None] * along[:, None, :]
 
+    def _wide_product(self, unit: Any, factor: Any) -> Any:
+        """What was summed as vectors, and what was summed as matrices times the probes; centred with either."""
+        crowds, probes = np.flatnonzero(self.crowded), self.ask.probes
+        span, less = unit * self.probe_unit[:, 0, 0], np.where(self.crowded, 0.0, factor)
+        found = centred_products(self.sums.span, span, less, self.mean, probes)
+        parts = (part[crowds] for part in (self.sums.pairs, unit, factor, self.mean))
+        add_times(unpacked(*parts), probes, crowds, found)
+        return found
+
     def _dense(self, unit: Any, factor: Any) -> Any:
-        rows, columns = self.triangle
-        values = unit[:, None] * self.sums.pairs - factor[:, None] * self.mean[:, rows] * self.mean[:, columns]
-        dense = np.empty((len(unit), self.p.shape[1], self.p.shape[1]))
-        dense[:, rows, columns] = values
-        dense[:, columns, rows] = values
-        return dense
+        return unpacked(self.sums.pairs, unit, factor, self.mean)
 
     def variance(self) -> Any:
         """Total variance of v under the weights, (B,)."""
@@ -221,7 +267,9 @@ class Products:
         first = (first + ROUND_64 * np.linalg.norm(self._origin(), axis=1)) / np.maximum(size, 1e-300)
         if self.want <= {"mean"}:
             return first
-        lost = self.omitted * (2.0 * self.index.radius) ** 2
+        # What the caller's tolerance leaves out is not an error, but where a covariance is measured beside itself.
+        counted = self.ask.covariance | (self.cut < self.ask.cut)
+        lost = np.where(counted, self.omitted, 0.0) * (2.0 * self.index.radius) ** 2
         return np.maximum(first, self._second_error(logit, unit, variance, square, lost))
 
     def _second_error(self, logit: Any, unit: float, variance: Any, square: Any, lost: Any) -> Any:
@@ -232,9 +280,9 @@ class Products:
         size = np.abs(dim * scale - variance) if self._score() else variance
         if "trace" in self.want:
             found = whole / np.maximum(size, 1e-300)
-        if self.want & {"diagonal", "dense"}:  # where single entries may be far below the trace
+        if self.want & {"diagonal", "dense"} or self.ask.wide:  # where single entries may be far below the trace
             found = np.maximum(found, whole / np.maximum(size / (dim if self._score() else 10.0), 1e-300))
-        if "product" in self.want:
+        elif "product" in self.want:
             raw, centred = self._along()
             error = logit[:, None] * np.sqrt(variance[:, None] * centred) + unit * np.sqrt(square[:, None] * raw)
             beside = np.abs(scale[:, None] - centred) if self._score() else centred
@@ -326,10 +374,13 @@ def _tally(weights, norms, least):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"}, nogil=True)
-def _add_few(weights: Any, points: Any, probes: Any, vector: Any, product: Any) -> None:  # pragma: no cover - compiled
-    """Add w v and w (v . probe) v for the few weights that are not zero."""
+def _add_each(
+    weights: Any, points: Any, places: Any, probes: Any, vector: Any, product: Any
+) -> None:  # pragma: no cover - compiled
+    """Add w v and w (v . probe) v for the few weights of some queries that are not zero."""
     width = weights.shape[2]
-    for b in prange(weights.shape[1]):
+    for i in prange(places.shape[0]):
+        b = places[i]
         total = vector[b]
         for c in range(weights.shape[0]):
             row = weights[c, b]
@@ -355,15 +406,3 @@ def _weigh(along: Any, weights: Any) -> None:  # pragma: no cover - compiled
         for c in range(along.shape[0]):
             for n in range(along.shape[2]):
                 along[c, r, n] *= weights[c, r // probes, n]
-
-
-@njit(cache=True, parallel=True)
-def _pairs(points: Any, width: int) -> Any:  # pragma: no cover - compiled
-    out = np.empty((points.shape[0], width), points.dtype)
-    for n in prange(points.shape[0]):
-        at = 0
-        for i in range(points.shape[1]):
-            for j in range(i + 1):
-                out[n, at] = points[n, i] * points[n, j]
-                at += 1
-    return out

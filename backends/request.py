@@ -14,6 +14,9 @@ from dfmath.backends.moments import Space, Want
 from dfmath.backends.precision import limit
 from dfmath.backends.sweep import DEPTH
 
+WIDE = 4  # a matrix costs d^2/2 for each component, and p products with it 2 d p
+WIDEST = 512  # dimensions up to which all products of two coordinates fit in a tile
+
 
 @dataclass(frozen=True)
 class Request:
@@ -68,6 +71,12 @@ class Request:
     def covariance(self) -> bool:
         """Whether a posterior covariance is asked for, which counts beside its own size."""
         return self.space == "posterior" and not self.want <= {"mean"}
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are so many probes that matrices are cheaper than products with each."""
+        dim = self.components.dim
+        return self.probes is not None and WIDE * self.probes.shape[2] >= dim and dim <= WIDEST
 
     @cached_property
     def spread(self) -> Any:

@@ -131,7 +131,10 @@ def probability_flow(
     if jacobian:
         stages = (14, x.shape[0], prior.dim, prior.dim)
         _checks.fits_in_memory("the Jacobians and their stages", *stages, instead="carry fewer points at a time")
-    field: _Field = _Native(prior, schedule) if native and schedule else _Canonical(prior, schedule)
+    tolerance = _left_out(rtol, x)
+    field: _Field = _Canonical(prior, schedule, tolerance)
+    if native and schedule:
+        field = _Native(prior, schedule, tolerance)
     a, b = field.clock("start", start), field.clock("end", end)
     solution, layout = _solve(field, x, a, b, jacobian, log_density, rtol, atol)
     return _result(field, x, a, b, solution, layout)
@@ -222,13 +225,17 @@ class _Layout:
 
     @property
     def want(self) -> tuple[Want, ...]:
-        return ("dense",) if self.jacobian else ("trace",) if self.log_density else ("mean",)
+        """What the drift needs: the Jacobian's own is F times it."""
+        forms: dict[Want, bool] = {"product": self.jacobian, "trace": self.log_density}
+        return ("mean", *(form for form, needed in forms.items() if needed))
 
 
 class _Field(Protocol):
     """The ODE in some coordinates: x' = a x - b s, whose Jacobian is a I + b F."""
 
     prior: Prior
+    tolerance: float  # posterior mass that may be left out
+    stretches: bool  # whether a is not 0
 
     def clock(self, name: str, value: Any) -> float:
         """Turn what the caller gave into the integrator's time."""
@@ -246,8 +253,10 @@ class _Field(Protocol):
 class _Canonical:
     """t = log rho, state z = x/alpha: a = 0, b = rho^2 [MATH 2.2]."""
 
-    def __init__(self, prior: Prior, schedule: Schedule | None) -> None:
-        self.prior, self.schedule = prior, schedule
+    stretches = False
+
+    def __init__(self, prior: Prior, schedule: Schedule | None, tolerance: float) -> None:
+        self.prior, self.schedule, self.tolerance = prior, schedule, tolerance
 
     def clock(self, name: str, value: Any) -> float:
         return math.log(_rho(name, value, self.prior, self.schedule))
@@ -267,8 +276,10 @@ class _Canonical:
 class _Native:
     """t the schedule's time, state x: a = f, b = g^2/2 [MATH 2.1]."""
 
-    def __init__(self, prior: Prior, schedule: Schedule) -> None:
-        self.prior, self.schedule = prior, schedule
+    stretches = True
+
+    def __init__(self, prior: Prior, schedule: Schedule, tolerance: float) -> None:
+        self.prior, self.schedule, self.tolerance = prior, schedule, tolerance
 
     def clock(self, name: str, value: Any) -> float:
         _rho(name, value, self.prior, self.schedule)
@@ -320,18 +331,26 @@ def _mean(prior: Prior) -> Array:
 
 def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
     """Right-hand sides of state, Jacobian and log density from one sweep of moments."""
-    xp, x = array_namespace(y), layout.state(y)
+    x = layout.state(y)
     stretch, weight = field.coefficients(t)
-    moments = _moments(field, t, x, layout.want)
+    matrix = layout.matrix(y) if layout.jacobian else None
+    moments = _moments(field, t, x, layout.want, matrix)
     slope = stretch[:, None] * x - weight[:, None] * moments.mean
     fisher, turn, growth = fisher_forms(moments), None, None
     if layout.jacobian:
-        matrix = layout.matrix(y)
-        turn = stretch[:, None, None] * matrix + weight[:, None, None] * xp.matmul(fisher.dense, matrix)
+        turn = weight[:, None, None] * fisher.product
+        if field.stretches:
+            turn = turn + stretch[:, None, None] * matrix
     if layout.log_density:
-        trace = xp.linalg.trace(fisher.dense) if layout.jacobian else fisher.trace
-        growth = -layout.dim * stretch - weight * trace
+        growth = -layout.dim * stretch - weight * fisher.trace
     return layout.pack(slope, turn, growth)
+
+
+def _left_out(rtol: float, x: Array) -> float:
+    """What may be left out of the drift: it shows in rho^2 F by as much, far below the error of a step."""
+    xp = array_namespace(x)
+    eps = float(xp.finfo(accumulation_dtype(xp, x)).eps)
+    return max(left_out(eps, covariance=False), 1e-3 * rtol)
 
 
 def _moments(field: _Field, t: Array, x: Array, want: tuple[Want, ...], probes: Array | None = None) -> Moments:
@@ -345,7 +364,7 @@ def _moments(field: _Field, t: Array, x: Array, want: tuple[Want, ...], probes: 
         want,
         space="score",
         probes=probes,
-        tolerance=left_out(eps, covariance=False),
+        tolerance=field.tolerance,
         precision=eps,
     )
 

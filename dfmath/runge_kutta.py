@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfmath.backends._compat import Array, array_namespace, from_numpy, index_dtype, to_numpy
+from dfmath.backends.combination import combination
 
 Drift = Callable[[Array, Array], Array]  # (t (b,), y (b, n)) -> dy/dt (b, n)
 Tangent = Callable[
@@ -160,9 +161,9 @@ def _stages(drift: Drift, rows: _Rows, h: Any, t_new: Any) -> tuple[Array, list[
     table, step = tableau(), from_numpy(h, rows.y)[:, None]
     slopes = [rows.slope]
     for i in range(1, len(table.b)):
-        y = rows.y + step * _weighted(table.a[i, :i], slopes)
+        y = rows.y + step * combination(table.a[i, :i], slopes)
         slopes.append(drift(from_numpy(rows.t + table.c[i] * h, rows.y), y))
-    y_new = rows.y + step * _weighted(table.b, slopes)
+    y_new = rows.y + step * combination(table.b, slopes)
     slopes.append(drift(from_numpy(t_new, rows.y), y_new))
     return y_new, slopes
 
@@ -176,10 +177,10 @@ def _errors(
     is above it wherever steps are in the asymptotic range. The state's own rounding counts with it.
     """
     table, xp = tableau(), array_namespace(y_new)
-    fifth = _weighted(table.e5, slopes)
+    fifth = combination(table.e5, slopes)
     tolerance = np.maximum(_tolerances(rows.t, rows.y, blocks, rtol), _tolerances(t_new, y_new, blocks, rtol))
     e5 = _block_norms(fifth, blocks) / tolerance
-    e3 = _block_norms(_weighted(table.e3, slopes), blocks) / tolerance
+    e3 = _block_norms(combination(table.e3, slopes), blocks) / tolerance
     total = np.sqrt(e5**2 + 0.01 * e3**2)
     damping = np.divide(e5, total, out=np.zeros_like(e5), where=total != 0)
     first = slice(blocks[0].start, blocks[0].stop)
@@ -220,10 +221,6 @@ def _block_norms(values: Array, blocks: list[Block]) -> Any:
     xp = array_namespace(values)
     parts = [values[:, block.start : block.stop] for block in blocks]
     return np.stack([to_numpy(xp.sqrt(xp.mean(part**2, axis=1))) for part in parts], axis=1)
-
-
-def _weighted(coefficients: Any, slopes: list[Array]) -> Array:
-    return sum(float(c) * k for c, k in zip(coefficients, slopes, strict=True) if c != 0.0)
 
 
 def _choose(accept: Any, new: Array, old: Array) -> Array:

@@ -335,7 +335,7 @@ def test_evaluations_are_counted_truly(count, options, monkeypatch):
 
     def counting(x, *args, **kwargs):
         want = args[3]
-        if "product" not in want:
+        if "mean" in want:  # what carries errors along asks for a product alone
             seen.append(x.shape[0])
         return original(x, *args, **kwargs)
 

@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 FAULTS = {
     "sign of the Fisher term": (
         "backends/moments.py",
-        "return combine([(one, moments.within), (-one, moments.between)])",
-        "return combine([(one, moments.within), (one, moments.between)])",
+        "lambda within, between: within - between",
+        "lambda within, between: within + between",
         "1.2b",
     ),
     "sign of the Fisher term in the flow": (
         "dfmath/flow.py",
-        "weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
-        "-weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
+        "weight[:, None, None] * fisher.product",
+        "-weight[:, None, None] * fisher.product",
         "2.3",
     ),
     "a weight perturbed by 1e-6": (
@@ -53,8 +53,8 @@ FAULTS = {
     ),
     "sign of the Fisher term in the official experiment": (
         "dfmath/flow.py",
-        "weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
-        "-weight[:, None, None] * xp.matmul(fisher.dense, matrix)",
+        "weight[:, None, None] * fisher.product",
+        "-weight[:, None, None] * fisher.product",
         "3.5c",
     ),
     "a drift ten per cent off": (

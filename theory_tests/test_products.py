@@ -113,8 +113,9 @@ def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale,
     exact = exact_logits(points, PointMasses(points).components.log_weights[0], x, alpha, sigma)
     top = exact.max(axis=1, keepdims=True)
     wanted = top[:, 0] + np.log(np.exp(exact - top).sum(axis=1))
-    for precision in (1e-7, 1e-16):
-        ask = asked(points, x, alpha, sigma, precision, tolerance=0.0)
+    for working in (np.float32, np.float64):
+        ask = asked(points, x, alpha, sigma, float(np.finfo(working).eps), tolerance=0.0)
+        assert ask.dtype == working
         if not np.isfinite(products.logit_error(ask)).all():
             continue
         way = products.Products(ask)
@@ -128,10 +129,11 @@ def test_errors_of_product_logits_are_certified(seed, count, dim, offset, scale,
 @pytest.mark.parametrize("space", ["score", "posterior"])
 @pytest.mark.parametrize("noise", [0.003, 0.05, 0.3, 1.0, 30.0])
 @pytest.mark.parametrize("variance", [None, 0.04])
-def test_both_ways_are_the_reference(space, noise, variance, monkeypatch):
-    """Every form, by products, by differences, and by what is chosen, in both precisions."""
+@pytest.mark.parametrize("columns", [1, 6])
+def test_both_ways_are_the_reference(space, noise, variance, columns, monkeypatch):
+    """Every form, by products, by differences, and by what is chosen, in both precisions; few probes and many."""
     rng = np.random.default_rng(0)
-    points, v = 2.0 + rng.standard_normal((700, 6)), rng.standard_normal((9, 6, 2))
+    points, v = 2.0 + rng.standard_normal((700, 6)), rng.standard_normal((9, 6, columns))
     prior = PointMasses(points) if variance is None else GaussianMixture(points, variance)
     x = 0.9 * points[:9] + noise * rng.standard_normal((9, 6))
     ask = (x, prior.components, np.array([0.9]), np.array([noise]), ("trace", "diagonal", "product", "dense"))
@@ -146,6 +148,24 @@ def test_both_ways_are_the_reference(space, noise, variance, monkeypatch):
             beside = beside * (np.linalg.norm(v, axis=(1, 2)) if name == "product" else 1.0)
             assert (np.linalg.norm(got - true, axis=1) <= rtol * np.maximum(beside, 1e-290)).all(), (name, attempts)
         assert (np.linalg.norm(found.mean - wanted.mean, axis=1) <= rtol * np.linalg.norm(wanted.mean, axis=1)).all()
+
+
+@pytest.mark.parametrize("count", [3, 40, 2500])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("variances", [False, True])
+def test_products_with_many_probes(count, dtype, variances):
+    """F times a matrix: from few vectors, from more than dimensions, from products of coordinates kept and not kept."""
+    rng = np.random.default_rng(0)
+    points, matrix = rng.standard_normal((count, 9)).astype(dtype), rng.standard_normal((30, 9, 9)).astype(dtype)
+    x = (points[rng.integers(count, size=30)] + 0.1 * rng.standard_normal((30, 9))).astype(dtype)
+    sigma = np.geomspace(0.01, 10.0, 30)  # every share of the weights is zero for some of the queries
+    own = rng.uniform(0.01, 0.1, count).astype(dtype)
+    q = (GaussianMixture(points, own) if variances else PointMasses(points)).diffuse(np.ones(30), sigma)
+    found = q.fisher(x) @ matrix
+    with use("array-api"):
+        wanted = q.fisher(x).to_dense().astype(np.float64) @ matrix
+    size = np.linalg.norm(wanted, axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found / size, wanted / size, atol=1e-5 if dtype == "float32" else 1e-10)
 
 
 def test_the_sketch_leaves_results_alone(monkeypatch):
@@ -209,7 +229,7 @@ def test_blas_has_one_thread_inside_and_its_own_again_outside():
     assert blas() == before
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 64, 65])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65])
 def test_chunked_products(count):
     rng = np.random.default_rng(count)
     x, y = rng.standard_normal((3, 7)), rng.standard_normal((count, 7))
