@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from types import ModuleType
+from typing import Any
 
 from dfmath.backends._compat import Array, is_numpy_array
 from dfmath.backends.components import Components
@@ -86,6 +87,7 @@ def posterior_moments(
     probes: Array | None = None,
     tolerance: float = 0.0,
     precision: float = 0.0,
+    memory: Any = None,
 ) -> Moments:
     """Return the posterior moments of a mixture at queries x = alpha x0 + sigma eps [MATH 1.3-1.5].
 
@@ -109,6 +111,9 @@ def posterior_moments(
     precision
         Relative precision that the caller's results have (the eps of their dtype): what cannot show there may be
         computed with less care.
+    memory
+        What `memory_for` returned, to be handed on from one evaluation of a trajectory to the next: components that
+        cannot matter there are not looked at again. Results do not change by more than `tolerance` allows.
 
     Returns
     -------
@@ -126,5 +131,15 @@ def posterior_moments(
         probes=probes,
         tolerance=tolerance,
         precision=precision,
+        memory=memory,
     )
     return result
+
+
+def memory_for(queries: Array, components: Components, growth: float) -> Any:
+    """Return what the backend can remember along trajectories of these queries, None if nothing.
+
+    `growth` is the factor by which noise may grow, in sigma^2/alpha^2, before what is remembered is of no use.
+    """
+    remember = getattr(backend_for(queries), "memory_for", None)
+    return None if remember is None else remember(components, growth)

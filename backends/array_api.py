@@ -30,10 +30,12 @@ def posterior_moments(
     probes: Array | None = None,
     tolerance: float = 0.0,
     precision: float = 0.0,
+    memory: object = None,
 ) -> Moments:
     """Return the posterior moments of `queries`; see `dfmath.backends.posterior_moments`.
 
-    Every component is summed from differences, so nothing is left out whatever `tolerance` and `precision` allow.
+    Every component is summed from differences, so nothing is left out whatever `tolerance` and `precision` allow, and
+    nothing is remembered.
     """
     parts = [
         _over_components(queries[rows, ...], components, _rows(alpha, rows), _rows(sigma, rows), want, space, v)

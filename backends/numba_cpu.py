@@ -21,6 +21,7 @@ from typing import Any, cast
 import numba
 import numpy as np
 from dfmath.backends import array_api
+from dfmath.backends.candidates import LEAST, Candidates
 from dfmath.backends.components import Components, Diagonal
 from dfmath.backends.index import index_of
 from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, field_by_field, multiples_of_identity
@@ -46,6 +47,12 @@ def supports(components: Components) -> bool:
     return isinstance(components, Diagonal) and components.variances.shape[2] == 1
 
 
+def memory_for(components: Components, growth: float) -> Candidates | None:
+    """Return an empty memory where there are components enough to be worth one; see `dfmath.backends.memory_for`."""
+    common = isinstance(components, Diagonal) and components.variances.shape[1:] == (1, 1)
+    return Candidates(growth) if common and components.count >= LEAST else None
+
+
 def posterior_moments(
     queries: Any,
     components: Components,
@@ -57,6 +64,7 @@ def posterior_moments(
     probes: Any | None = None,
     tolerance: float = 0.0,
     precision: float = 0.0,
+    memory: Candidates | None = None,
 ) -> Moments:
     """Return the posterior moments of `queries`; see `dfmath.backends.posterior_moments`."""
     if not supports(components):
@@ -66,7 +74,8 @@ def posterior_moments(
     spherical, count = cast(Diagonal, components), queries.shape[0]
     alpha, sigma = (np.ascontiguousarray(np.broadcast_to(a, (count,))) for a in (alpha, sigma))
     columns = None if probes is None else np.ascontiguousarray(probes)
-    ask = Request(np.ascontiguousarray(queries), spherical, alpha, sigma, want, space, columns, tolerance, precision)
+    queries = np.ascontiguousarray(queries)
+    ask = Request(queries, spherical, alpha, sigma, want, space, columns, tolerance, precision, memory)
     worth = count * spherical.count * spherical.dim // THREAD_WORK
     with threads(max(1, min(numba.get_num_threads(), worth))):
         blocks = [slice(start, start + QUERY_BLOCK) for start in range(0, max(1, count), QUERY_BLOCK)]
@@ -75,10 +84,28 @@ def posterior_moments(
 
 
 def _by_what_suits(ask: Request) -> Moments:
-    """Take each query's moments from products where rounding cannot show, and from differences elsewhere."""
+    """Take each query's moments from the few components known to matter, from products, or from differences."""
     if ask.components.variances.shape[1] > 1 or len(ask.queries) == 0:
         return _swept(ask)
     ask = ask.about(index_of(ask.components))
+    return _afresh(ask) if ask.memory is None else _remembering(ask, ask.memory)
+
+
+def _remembering(ask: Request, memory: Candidates) -> Moments:
+    """Look at listed components alone where a list of earlier queries covers this one."""
+    covered, listed = memory.covering(ask)
+    known, rest = np.flatnonzero(covered), np.flatnonzero(~covered)
+    if len(rest) == 0:
+        return _by_differences(ask.among(listed))
+    new = ask.take(rest)
+    parts = [_by_differences(ask.take(known).among(listed[known]))] if len(known) else []
+    parts.append(_afresh(new))
+    memory.learn(new)
+    return _placed(parts, [known, rest] if len(known) else [rest])
+
+
+def _afresh(ask: Request) -> Moments:
+    """Choose between products and differences for each query."""
     easy = np.flatnonzero(_easy(ask))
     if len(easy) == 0:
         return _by_differences(ask)
@@ -151,9 +178,12 @@ def _swept(ask: Request) -> Moments:
         return _by_matrices(ask)
     components, (count, dim) = ask.components, ask.queries.shape
     problem, state = _problem(ask), _state(ask)
+    block = max(1, min(8, -(-count // numba.get_num_threads())))
+    if ask.listed is not None:
+        sweep(problem, whole_tile(components), NOTHING, state, block)
+        return _moments(state, ask)
     pilot = None if ask.index is None else Pilot(problem, ask.index, state.best)
     near = max(16, min(TILE_MOST, TILE_BYTES // (dim * components.centres.dtype.itemsize)))
-    block = max(1, min(8, -(-count // numba.get_num_threads())))
     whole, stop = whole_tile(components), 0
     while stop < components.count:
         # A sketch leaves so few points over that they need not stay near.
@@ -185,6 +215,7 @@ def _problem(ask: Request) -> Problem:
         vectors=bool(ask.want),
         limit=ask.limit,
         buffer=max(4, min(256, BUFFER_BYTES // (8 * ask.components.dim))),
+        listed=np.empty((len(ask.queries), 0), dtype=np.int64) if ask.listed is None else ask.listed,
     )
 
 

@@ -10,14 +10,14 @@ from dfmath.backends._compat import Array, array_namespace
 
 MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weigh less than exp(-50) of it
 LIMIT = 1e-11  # a logit error above this is worth more careful arithmetic: float64 results are to be right to 1e-10
-LIMIT_32 = 4e-6  # and float32 results to 1e-5
+SLACK = 32.0  # coarser results may have errors of so many times their precision: float32 ones are to be right to 1e-5
 
 ROUND_32, ROUND_64 = 2.0**-24, 2.0**-53
 
 
 def limit(precision: float) -> float:
     """Return the logit error that results of this relative precision may have."""
-    return LIMIT_32 if precision > 1e-10 else LIMIT
+    return max(LIMIT, SLACK * precision)
 
 
 def rounding(dtype: Any) -> float:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from dfmath.backends.candidates import Candidates
 from dfmath.backends.components import Diagonal
 from dfmath.backends.index import Index
 from dfmath.backends.moments import Space, Want
@@ -34,6 +35,8 @@ class Request:
     probes: Any | None  # (B, d, p)
     tolerance: float
     precision: float
+    memory: Candidates | None = None
+    listed: Any = None  # (B, L) the only components that can matter, or -1; None if that is not known
     index: Index | None = None
     p: Any = None  # (B, d)
 
@@ -43,9 +46,13 @@ class Request:
 
     def take(self, rows: Any) -> Request:
         """Return the same for these queries alone."""
-        names = ("queries", "alpha", "sigma", "probes", "p")
+        names = ("queries", "alpha", "sigma", "probes", "listed", "p")
         parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
+
+    def among(self, listed: Any) -> Request:
+        """Return the same, asking about no other components than these, (B, L)."""
+        return replace(self, listed=listed)
 
     def at_first(self) -> Request:
         """Return the same with what may be left out before a posterior covariance's own size is known."""

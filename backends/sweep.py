@@ -59,6 +59,7 @@ class Problem(NamedTuple):
     vectors: bool  # whether anything beside the log mass is wanted
     limit: float  # the largest error that plain logits may have
     buffer: int  # vectors that one thread holds at a time
+    listed: Any  # (B, L) the only components to look at, or -1; (B, 0) where bounds decide
 
 
 class Tile(NamedTuple):
@@ -86,7 +87,8 @@ def sweep(problem: Any, tile: Any, upper: Any, state: Any, block: int) -> None: 
 
     `upper` are bounds on the logits (chunk, B, component of the chunk), see `threaded`; none if it is empty.
     """
-    count, size = problem.queries.shape[0], tile.points.shape[0]
+    count, size = problem.queries.shape[0], problem.listed.shape[1]
+    size = size if size > 0 else tile.points.shape[0]
     for part in prange((count + block - 1) // block):
         logits, lows, chosen = np.empty(size), np.zeros(size), np.empty(size, dtype=np.int64)
         rows, weights = np.empty((problem.buffer, problem.queries.shape[1])), np.empty(problem.buffer)
@@ -109,6 +111,8 @@ def look_up(problem: Any, everything: Any, promising: Any, best: Any) -> None:  
 def _choose(problem, tile, upper, state, b, chosen):  # type: ignore[no-untyped-def]
     """List the tile's components that may carry weight; returns their number."""
     size, width, kept = tile.points.shape[0], upper.shape[2], 0
+    if problem.listed.shape[1] > 0:
+        return _choose_listed(problem, state, b, size, chosen)
     if upper.shape[0] == 0:
         for n in range(size):
             chosen[n] = n
@@ -123,6 +127,17 @@ def _choose(problem, tile, upper, state, b, chosen):  # type: ignore[no-untyped-
             if row[n] >= floor:
                 chosen[kept] = c * width + n
                 kept += 1
+    state.omitted[b] += (size - kept) * math.exp(-problem.cut[b])
+    return kept
+
+
+@exactly
+def _choose_listed(problem, state, b, size, chosen):  # type: ignore[no-untyped-def]
+    kept = 0
+    for n in problem.listed[b]:
+        if n >= 0:
+            chosen[kept] = n
+            kept += 1
     state.omitted[b] += (size - kept) * math.exp(-problem.cut[b])
     return kept
 

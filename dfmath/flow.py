@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dfmath import _checks
-from dfmath.backends import Moments, Want, posterior_moments
+from dfmath.backends import Moments, Want, memory_for, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
 from dfmath.backends.array_api import component_tiles
 from dfmath.backends.moments import fisher_forms
@@ -20,6 +20,8 @@ from dfmath.marginal import left_out
 from dfmath.priors import Prior
 from dfmath.runge_kutta import Block, Solution, integrate
 from dfmath.schedules import Schedule
+
+RISE = 4.0  # growth of rho^2 for which components are remembered where noise rises
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,7 @@ def probability_flow(
     if jacobian:
         stages = (14, x.shape[0], prior.dim, prior.dim)
         _checks.fits_in_memory("the Jacobians and their stages", *stages, instead="carry fewer points at a time")
-    tolerance = _left_out(rtol, x)
-    field: _Field = _Canonical(prior, schedule, tolerance)
-    if native and schedule:
-        field = _Native(prior, schedule, tolerance)
+    field: _Field = _Native(prior, schedule) if native and schedule else _Canonical(prior, schedule)
     a, b = field.clock("start", start), field.clock("end", end)
     solution, layout = _solve(field, x, a, b, jacobian, log_density, rtol, atol)
     return _result(field, x, a, b, solution, layout)
@@ -234,7 +233,6 @@ class _Field(Protocol):
     """The ODE in some coordinates: x' = a x - b s, whose Jacobian is a I + b F."""
 
     prior: Prior
-    tolerance: float  # posterior mass that may be left out
     stretches: bool  # whether a is not 0
 
     def clock(self, name: str, value: Any) -> float:
@@ -255,8 +253,8 @@ class _Canonical:
 
     stretches = False
 
-    def __init__(self, prior: Prior, schedule: Schedule | None, tolerance: float) -> None:
-        self.prior, self.schedule, self.tolerance = prior, schedule, tolerance
+    def __init__(self, prior: Prior, schedule: Schedule | None) -> None:
+        self.prior, self.schedule = prior, schedule
 
     def clock(self, name: str, value: Any) -> float:
         return math.log(_rho(name, value, self.prior, self.schedule))
@@ -278,8 +276,8 @@ class _Native:
 
     stretches = True
 
-    def __init__(self, prior: Prior, schedule: Schedule, tolerance: float) -> None:
-        self.prior, self.schedule, self.tolerance = prior, schedule, tolerance
+    def __init__(self, prior: Prior, schedule: Schedule) -> None:
+        self.prior, self.schedule = prior, schedule
 
     def clock(self, name: str, value: Any) -> float:
         _rho(name, value, self.prior, self.schedule)
@@ -309,11 +307,13 @@ def _solve(
         xp.zeros((count,), dtype=dtype, device=x.device),
     )
 
+    trail = _Trail(field, state, b > a, rtol)
+
     def drift(t: Array, y: Array) -> Array:
-        return _drift(field, layout, t, y)
+        return _drift(trail, layout, t, y)
 
     def tangent(t: Array, y: Array, e: Array) -> Array:
-        moments = _moments(field, t, layout.state(y), ("product",), e[:, :, None])
+        moments = trail.moments(t, layout.state(y), ("product",), e[:, :, None])
         product = fisher_forms(moments).product[:, :, 0]  # type: ignore[index]
         stretch, weight = field.coefficients(t)
         return stretch[:, None] * e + weight[:, None] * product
@@ -329,12 +329,12 @@ def _mean(prior: Prior) -> Array:
     return sum(xp.matmul(xp.exp(tile.log_weights[0, :]), tile.centres[0, ...]) for tile in tiles)
 
 
-def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
+def _drift(trail: _Trail, layout: _Layout, t: Array, y: Array) -> Array:
     """Right-hand sides of state, Jacobian and log density from one sweep of moments."""
-    x = layout.state(y)
+    x, field = layout.state(y), trail.field
     stretch, weight = field.coefficients(t)
     matrix = layout.matrix(y) if layout.jacobian else None
-    moments = _moments(field, t, x, layout.want, matrix)
+    moments = trail.moments(t, x, layout.want, matrix)
     slope = stretch[:, None] * x - weight[:, None] * moments.mean
     fisher, turn, growth = fisher_forms(moments), None, None
     if layout.jacobian:
@@ -346,27 +346,33 @@ def _drift(field: _Field, layout: _Layout, t: Array, y: Array) -> Array:
     return layout.pack(slope, turn, growth)
 
 
-def _left_out(rtol: float, x: Array) -> float:
-    """What may be left out of the drift: it shows in rho^2 F by as much, far below the error of a step."""
-    xp = array_namespace(x)
-    eps = float(xp.finfo(accumulation_dtype(xp, x)).eps)
-    return max(left_out(eps, covariance=False), 1e-3 * rtol)
+class _Trail:
+    """Moments along the trajectories of one call, which remember what cannot matter nearby.
 
+    What is left out of the drift, or rounded, shows in rho^2 F by as much: far below the error of a step.
+    """
 
-def _moments(field: _Field, t: Array, x: Array, want: tuple[Want, ...], probes: Array | None = None) -> Moments:
-    alpha, sigma = field.noise(t)
-    eps = float(array_namespace(x).finfo(x.dtype).eps)
-    return posterior_moments(
-        x,
-        field.prior.components,
-        alpha,
-        sigma,
-        want,
-        space="score",
-        probes=probes,
-        tolerance=field.tolerance,
-        precision=eps,
-    )
+    def __init__(self, field: _Field, state: Array, rising: bool, rtol: float) -> None:
+        self.field, self.components = field, field.prior.components
+        eps = float(array_namespace(state).finfo(state.dtype).eps)
+        self.precision = max(eps, 1e-3 * rtol)
+        self.tolerance = left_out(self.precision, covariance=False)
+        self.memory = memory_for(state, self.components, RISE if rising else 1.0)
+
+    def moments(self, t: Array, x: Array, want: tuple[Want, ...], probes: Array | None = None) -> Moments:
+        alpha, sigma = self.field.noise(t)
+        return posterior_moments(
+            x,
+            self.components,
+            alpha,
+            sigma,
+            want,
+            space="score",
+            probes=probes,
+            tolerance=self.tolerance,
+            precision=self.precision,
+            memory=self.memory,
+        )
 
 
 def _result(field: _Field, x: Array, a: float, b: float, solution: Solution, layout: _Layout) -> FlowResult:
