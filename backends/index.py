@@ -106,10 +106,14 @@ class Index:
 
     def centred(self, start: int, stop: int, dtype: Any) -> Any:
         """Return (y - c)/u for a range of points in this dtype: the points themselves where they will do."""
-        points, unit = self.points[start:stop], self.unit_of(dtype)
-        if points.dtype == dtype and self.offset == 0.0 and unit == 1.0:
+        points = self.points[start:stop]
+        if not self.copies(dtype):
             return np.ascontiguousarray(points)
-        return _centred(points, self.centre, 1.0 / unit, np.empty(points.shape, dtype))
+        return _centred(points, self.centre, 1.0 / self.unit_of(dtype), np.empty(points.shape, dtype))
+
+    def copies(self, dtype: Any) -> bool:
+        """Whether `centred` makes new arrays."""
+        return bool(self.points.dtype != dtype or self.offset != 0.0 or self.unit_of(dtype) != 1.0)
 
     def keeps_coordinate_products(self, dtype: Any) -> bool:
         """Whether the products of all points' coordinates are few enough to be kept."""

@@ -27,6 +27,7 @@ from dfmath.backends.threaded import all_pairs, chunked, weighted_sums
 from numba import njit, prange
 
 TILE = 2048  # components whose weights are formed at a time
+COPIED = 2**20  # coordinates that are converted at a time: they stay in cache for the product that needs them
 PAIRS = 2**21  # products of two coordinates that are formed at a time
 ALONG = 2**23  # products with probes that are formed at a time
 
@@ -85,7 +86,8 @@ class Products:
         self._lay_out_probes()
         pairs = triangle(dim) if "dense" in want or ask.wide else 0
         most = TILE if self.index.keeps_coordinate_products(ask.dtype) else PAIRS // max(1, pairs)
-        self.tile = max(16, min(TILE, most, ALONG // max(1, len(self.flat))))
+        copied = COPIED // dim if self.index.copies(ask.dtype) and not pairs else TILE
+        self.tile = max(16, min(TILE, most, copied, ALONG // max(1, len(self.flat))))
         self.crowded = np.zeros(count, dtype=bool)  # queries of which some sums were products
         self.sums = _Sums(
             top=np.full(count, -np.inf),

@@ -1,4 +1,4 @@
-"""The probability flow of the digits with its full Jacobian: this library, SciPy start by start, and dense torch code.
+"""The probability flow: of the digits with its full Jacobian, and of image patches at low noise.
 
 SciPy's DOP853 integrates the hand-written closed form for one start at a time, as its users do; the dense torch form
 is batched, under the library's own integrator, so that both take the same steps and differ in the moments alone.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from dfmath.backends import numba_cpu
 from dfmath.benchmarks.timing import interleaved, machine, write
 from dfmath.benchmarks.workloads import points
 
@@ -20,6 +23,7 @@ from dfmath import PointMasses, probability_flow
 from dfmath.runge_kutta import Block, integrate
 
 RHO_MAX, RHO_MIN, RTOL = 80.0, 0.02, 1e-8
+LOW_MAX, LOW_MIN, LOW_RTOL = 0.5, 0.002, 1e-6
 
 
 def measure(starts: int, alone: int, rounds: int, note: Callable[[str], None]) -> dict[str, Any]:
@@ -53,6 +57,65 @@ def measure(starts: int, alone: int, rounds: int, note: Callable[[str], None]) -
         "ratios": {name: seconds["dfmath"] / value for name, value in seconds.items() if name != "dfmath"},
         "largest difference of a Jacobian, relative": apart,
     }
+
+
+def measure_low_noise(starts: int, rounds: int, count: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """Return times of patches' flows from rho = 0.5 to 0.002: with lists of candidates, without, and by torch."""
+    y = points("patches", count)
+    prior = PointMasses(y)
+    z = prior.diffuse(1.0, LOW_MAX).sample(starts, seed=0).astype(np.float64)
+    ours = partial(probability_flow, prior, z, LOW_MAX, LOW_MIN, rtol=LOW_RTOL)
+
+    def forgetful() -> Any:
+        with patch.object(numba_cpu, "LEAST", len(y) + 1):
+            return ours()
+
+    calls: dict[str, Callable[[], Any]] = {
+        "dfmath": ours,
+        "dfmath without lists": forgetful,
+        "torch dense": lambda: torch_states(y, z),
+    }
+    with_lists, without, dense = (call() for call in calls.values())
+    note("warm")
+    seconds = {name: statistics.median(times) for name, times in interleaved(calls, rounds, patience=np.inf).items()}
+    apart = {"dfmath without lists": without.x, "torch dense": dense}
+    return {
+        "machine": machine(),
+        "shape": list(y.shape),
+        "starts": starts,
+        "rounds": rounds,
+        "rtol": LOW_RTOL,
+        "rho": [LOW_MAX, LOW_MIN],
+        "evaluations": float(with_lists.evaluations.mean()),
+        "seconds": seconds,
+        "ratios": {name: seconds["dfmath"] / value for name, value in seconds.items() if name != "dfmath"},
+        "largest difference of a state": {name: float(np.abs(with_lists.x - x).max()) for name, x in apart.items()},
+    }
+
+
+def torch_states(y: Any, z: Any) -> Any:
+    """Integrate trajectories without Jacobians, posterior means by dense torch code in float64."""
+    import torch
+
+    data = torch.from_numpy(y.astype(np.float64))
+    squares = (data**2).sum(1)
+
+    def weights(t: Any, at: Any) -> Any:
+        return torch.softmax((at @ data.T - 0.5 * squares) * torch.exp(-2 * t)[:, None], dim=1)
+
+    def drift(t: Any, at: Any) -> Any:
+        return at - weights(t, at) @ data
+
+    def tangent(t: Any, at: Any, error: Any) -> Any:
+        w = weights(t, at)
+        along = w * (error @ data.T)
+        covariance = along @ data - along.sum(dim=1, keepdim=True) * (w @ data)
+        return error - covariance * torch.exp(-2 * t)[:, None]
+
+    blocks = [Block(0, z.shape[1], 1e-10)]
+    return integrate(
+        drift, tangent, torch.from_numpy(z), np.log(LOW_MAX), np.log(LOW_MIN), blocks, LOW_RTOL
+    ).state.numpy()
 
 
 def scipy_flow(y: Any, z: Any) -> tuple[Any, Any]:
@@ -108,6 +171,6 @@ def torch_flow(y: Any, z: Any) -> tuple[Any, Any]:
     return end[:, :dim], end[:, dim:].reshape(count, dim, dim)
 
 
-def save(result: dict[str, Any], folder: Path) -> None:
+def save(result: dict[str, Any], folder: Path, data: str) -> None:
     """Write JSON."""
-    write(folder / "flow_digits.json", json.dumps(result, indent=1))
+    write(folder / f"flow_{data}.json", json.dumps(result, indent=1))

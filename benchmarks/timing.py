@@ -18,16 +18,19 @@ Call = Callable[[], Any]
 REST = 0.3  # seconds before each call: threads of the call before, OpenBLAS's above all, go on waiting busily
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, patience: float = 30.0) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, patience: float = 30.0, rest: float = REST
+) -> dict[str, list[float]]:
     """Seconds of each call, once in every round, so that a slow spell of the machine hits all of them.
 
-    A call that has used up `patience` seconds rests for the remaining rounds: its list is shorter, and says so.
+    A call that has used up `patience` seconds sits out the remaining rounds: its list is shorter, and says so. `rest`
+    is for contenders that disturb each other; threads fall asleep in it, and take milliseconds to wake.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             if sum(seconds[name]) < patience:
-                time.sleep(REST)
+                time.sleep(rest)
                 begin = time.perf_counter()
                 call()
                 seconds[name].append(time.perf_counter() - begin)
@@ -62,6 +65,12 @@ def sgemm_rate(n: int = 4096, rounds: int = 5) -> float:
     """Floating-point operations per second of NumPy's float32 matrix product, the best of a few."""
     a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     return 2 * n**3 / min(interleaved({"sgemm": lambda: a @ a}, rounds)["sgemm"])
+
+
+def bandwidth(size: int = 2**28, rounds: int = 5) -> float:
+    """Bytes per second that one thread of NumPy moves in a copy, the best of a few."""
+    source, target = np.ones(size // 8), np.zeros(size // 8)
+    return 2 * size / min(interleaved({"copy": lambda: np.copyto(target, source)}, rounds)["copy"])
 
 
 def machine() -> dict[str, Any]:

@@ -11,16 +11,16 @@ from dfmath.datasets import digits
 SIDE, CHANNELS = 32, 3
 
 
-def patches(count: int = 50_000, seed: int = 0) -> Any:
-    """Patches of 32 x 32 x 3 cut at random from scikit-learn's two photographs: (count, 3072) float32 in [-1, 1]."""
+def patches(count: int = 50_000, seed: int = 0, side: int = SIDE) -> Any:
+    """Square patches cut at random from scikit-learn's two photographs: (count, 3 side^2) float32 in [-1, 1]."""
     from sklearn.datasets import load_sample_images
 
     rng, photographs = np.random.default_rng(seed), load_sample_images().images
-    found = np.empty((count, SIDE * SIDE * CHANNELS), dtype=np.float32)
+    found = np.empty((count, side * side * CHANNELS), dtype=np.float32)
     for i in range(count):
         image = photographs[rng.integers(len(photographs))]
-        row, column = (rng.integers(n - SIDE + 1) for n in image.shape[:2])
-        found[i] = image[row : row + SIDE, column : column + SIDE].reshape(-1)
+        row, column = (rng.integers(n - side + 1) for n in image.shape[:2])
+        found[i] = image[row : row + side, column : column + side].reshape(-1)
     return found / np.float32(127.5) - np.float32(1.0)
 
 

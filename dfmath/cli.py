@@ -378,29 +378,59 @@ def moments(
 
 @bench.command()
 def flow(
+    data: Annotated[str, typer.Option(help="digits, with Jacobians; or patches, at low noise.")] = "digits",
     starts: Annotated[int, typer.Option(help="Trajectories.")] = 64,
-    alone: Annotated[int, typer.Option(help="Trajectories that SciPy integrates; its time is scaled.")] = 8,
+    alone: Annotated[int, typer.Option(help="Trajectories that SciPy integrates (digits); its time is scaled.")] = 8,
+    count: Annotated[int, typer.Option(help="Use this many points (patches).")] = 50_000,
     rounds: Annotated[int, typer.Option(help="Timed calls of everybody.")] = 5,
     output: Output = "bench",
     json: Json = False,
 ) -> int:
-    """The digits' flow with its Jacobian, beside SciPy's DOP853 and dense torch code."""
+    """Flows beside SciPy's DOP853 and dense torch code."""
     from dfmath import report
     from dfmath.benchmarks import flows, timing
 
-    numbers = (("starts", starts), ("alone", min(alone, starts)), ("rounds", rounds))
-    starts, alone, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
+    data = _checks.one_of("data", data, ("digits", "patches"))
+    numbers = (("starts", starts), ("alone", min(alone, starts)), ("rounds", rounds), ("count", count))
+    starts, alone, rounds, count = (_checks.positive_integer(name, value) for name, value in numbers)
     folder = timing.folder(output)
     with _progress("benchmark", 1) as advance:
-        result = flows.measure(starts, alone, rounds, advance)
-    flows.save(result, folder)
+        if data == "digits":
+            result = flows.measure(starts, alone, rounds, advance)
+        else:
+            result = flows.measure_low_noise(starts, rounds, count, advance)
+    flows.save(result, folder, data)
     if json:
         report.print_json(result)
         return 0
     print(f"{starts} starts, rtol {result['rtol']:g}, {result['evaluations']:.0f} evaluations each")
     for name, value in result["seconds"].items():
         ratio = f", dfmath takes {result['ratios'][name]:.3g} of it" if name != "dfmath" else ""
-        print(f"{name:12}{value:10.3g} s{ratio}")
+        print(f"{name:22}{value:10.3g} s{ratio}")
+    return 0
+
+
+@bench.command()
+def scaling(
+    most: Annotated[int, typer.Option(help="Largest number of points.")] = 2_000_000,
+    queries: Annotated[int, typer.Option(help="Queries in a call.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """How time grows with points and dimensions, beside one product with all points."""
+    from dfmath import report
+    from dfmath.benchmarks import scaling as run
+    from dfmath.benchmarks import timing
+
+    numbers = (("most", most), ("queries", queries), ("rounds", rounds))
+    most, queries, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
+    folder = timing.folder(output)
+    with _progress("benchmark", len(run.grid(most))) as advance:
+        result = run.measure(most, queries, rounds, advance)
+    run.save(result, folder)
+    report.print_json(result) if json else print(run.markdown(result))
+    _save(run.figure(result), str(folder / "scaling.png"), json)
     return 0
 
 
