@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from dfmath.backends import Want
 from dfmath.backends._compat import Array, array_namespace
-from dfmath.backends.moments import Second, covariance_forms, fisher_forms
+from dfmath.backends.components import Diagonal
+from dfmath.backends.moments import Moments, Second, Space, covariance_forms, fisher_forms
+from dfmath.low_rank import LowRank, low_rank
 from dfmath.operators import SymmetricOperator
 
 if TYPE_CHECKING:
@@ -20,6 +22,27 @@ class _PosteriorOperator(SymmetricOperator):
     def __init__(self, marginal: Marginal, x: Array, dtype: Any) -> None:
         super().__init__(x, (x.shape[0], marginal.dim, marginal.dim), dtype)
         self.marginal, self.x = marginal, x
+
+    _space: Space
+    _sign: float
+
+    def low_rank(self) -> LowRank | None:
+        """Return a multiple of the identity and what differs from it, if that is of low rank [MATH 1.6]; else None.
+
+        Looked for where all components share one covariance c I, in 128 dimensions or more.
+        """
+        components = self.marginal.components
+        if not isinstance(components, Diagonal) or tuple(components.variances.shape[1:]) != (1, 1):
+            return None
+
+        def ask(want: tuple[Want, ...], probes: Array) -> Moments:
+            return self.marginal.moments(self.x, want, self._space, probes, self.dtype)
+
+        def shift(moments: Moments) -> Array:
+            return moments.within.trace / self.marginal.dim  # type: ignore[operator]
+
+        eps = float(array_namespace(self.x).finfo(self.dtype).eps)
+        return low_rank(ask, self.x, shift, self._sign, eps)
 
     def row(self, i: int) -> SymmetricOperator:
         """Return the operator of query i alone."""
@@ -36,6 +59,8 @@ class DiffusionFisher(_PosteriorOperator):
     any noise level [MATH 1.5]; for point masses it is the paper's Proposition 1 [MATH 1.3]. Made by
     ``marginal.fisher(x)``.
     """
+
+    _space, _sign = "score", -1.0
 
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[L] - Cov[s_k]."""
@@ -94,6 +119,8 @@ class PosteriorCovariance(_PosteriorOperator):
     a sum of positive terms at every noise level [MATH 1.5].
     """
 
+    _space, _sign = "posterior", 1.0
+
     def forms(self, want: Want, probes: Array | None = None) -> Second:
         """Return E[P_k] + Cov[m_k]."""
         moments = self.marginal.moments(self.x, (want,), "posterior", probes, self.dtype)
@@ -102,7 +129,7 @@ class PosteriorCovariance(_PosteriorOperator):
     def logdet(self) -> Array:
         """Return log det P, (B,): -inf where P is singular to working precision, as it is for N <= d points."""
         xp = array_namespace(self.x)
-        values = xp.linalg.eigvalsh(self._dense())
+        values = self._eigenvalues()
         floor = values.shape[1] * float(xp.finfo(values.dtype).eps) * values[:, -1]
         singular = values[:, 0] <= floor
         logs = xp.sum(xp.log(xp.where(singular[:, None], xp.ones_like(values), values)), axis=1)

@@ -9,6 +9,7 @@ from dfmath import _checks
 from dfmath.backends import Want
 from dfmath.backends._compat import Array, array_namespace, to_numpy
 from dfmath.backends.moments import Second
+from dfmath.low_rank import LowRank
 
 
 class SymmetricOperator(ABC):
@@ -70,19 +71,29 @@ class SymmetricOperator(ABC):
         """Return the matrices, (B, d, d); ValueError with the size where they would not fit in memory."""
         return self._out(self._dense())
 
+    def low_rank(self) -> LowRank | None:
+        """Return a multiple of the identity and what differs from it, where that is of low rank; None elsewhere."""
+        return None
+
     def eigvalsh(self) -> Array:
         """Return the eigenvalues in ascending order, (B, d)."""
-        return self._out(array_namespace(self._home).linalg.eigvalsh(self._dense()))
+        return self._out(self._eigenvalues())
 
     def eigh(self) -> tuple[Array, Array]:
         """Return eigenvalues (B, d), ascending, and orthonormal eigenvectors as columns (B, d, d)."""
-        values, vectors = array_namespace(self._home).linalg.eigh(self._dense())
-        return self._out(values), self._out(vectors)
+        _checks.fits_in_memory("the eigenvectors", *self.shape, instead="use eigvalsh or low_rank instead")
+        found = self.low_rank()
+        pair = array_namespace(self._home).linalg.eigh(self._dense()) if found is None else found.eigh()
+        return self._out(pair[0]), self._out(pair[1])
 
     def logdet(self) -> Array:
         """Return log det M_b, (B,): -inf where the determinant is zero, NaN where it is negative."""
-        xp = array_namespace(self._home)
-        sign, log_abs = xp.linalg.slogdet(self._dense())
+        xp, found = array_namespace(self._home), self.low_rank()
+        if found is None:
+            sign, log_abs = xp.linalg.slogdet(self._dense())
+        else:
+            sign = xp.prod(xp.sign(found.eigenvalues), axis=1)
+            log_abs = xp.sum(xp.log(xp.abs(found.eigenvalues)), axis=1)
         return self._out(xp.where(sign < 0, xp.full_like(log_abs, xp.nan), log_abs))
 
     def solve(self, v: Array) -> Array:
@@ -96,14 +107,26 @@ class SymmetricOperator(ABC):
         """
         xp = array_namespace(self._home)
         _checks.vectors("v", v, self.shape, self._home)
+        found, wide = self.low_rank(), self._widen(v)
+        if found is not None:
+            self._refuse_singular(found.eigenvalues)
+            return self._out(found.solve(wide))
         values, vectors = xp.linalg.eigh(self._dense())
+        self._refuse_singular(values)
+        rotated = xp.matmul(xp.matrix_transpose(vectors), wide[:, :, None])
+        return self._out(xp.matmul(vectors, rotated / values[:, :, None])[:, :, 0])
+
+    def _eigenvalues(self) -> Array:
+        found = self.low_rank()
+        return array_namespace(self._home).linalg.eigvalsh(self._dense()) if found is None else found.eigenvalues
+
+    def _refuse_singular(self, values: Array) -> None:
+        xp = array_namespace(values)
         size = xp.abs(values)
         singular = xp.min(size, axis=1) <= self.shape[1] * xp.finfo(values.dtype).eps * xp.max(size, axis=1)
         if bool(xp.any(singular)):
             row = int(xp.argmax(xp.astype(singular, xp.int32)))
             raise ValueError(f"solve needs matrices that are not singular, got a singular one in row {row}")
-        rotated = xp.matmul(xp.matrix_transpose(vectors), self._widen(v[:, :, None]))
-        return self._out(xp.matmul(vectors, rotated / values[:, :, None])[:, :, 0])
 
     def to_scipy(self, i: int) -> Any:
         """Return matrix i as a `scipy.sparse.linalg.LinearOperator` on NumPy vectors."""

@@ -54,6 +54,8 @@ BAD = [
     (["bench", "moments", "--rounds", "0"], "rounds must be a positive integer", "0"),
     (["bench", "moments", "--output", "text.npy"], "output must name a folder", "text.npy"),
     (["bench", "flow", "--starts", "0"], "starts must be a positive integer", "0"),
+    (["bench", "flow", "--data", "plane"], "data", "plane"),
+    (["bench", "scaling", "--most", "0"], "most must be a positive integer", "0"),
 ]
 
 
@@ -127,6 +129,37 @@ def test_bench_flow_compares_the_same_map(folder: Path) -> None:
     found = json.loads(done.stdout)
     assert set(found["ratios"]) == {"scipy", "torch dense"}
     assert max(found["largest difference of a Jacobian, relative"].values()) < 1e-6
+
+
+def test_bench_flow_with_and_without_lists(folder: Path) -> None:
+    options = ["--data", "patches", "--count", "4200", "--starts", "1", "--rounds", "1", "--json"]
+    done = _run(folder, "bench", "flow", *options, NUMBA_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["ratios"]) == {"dfmath without lists", "torch dense"}
+    assert max(found["largest difference of a state"].values()) < 1e-5
+
+
+def test_bench_scaling_fits_exponents(folder: Path) -> None:
+    options = ["--most", "1000", "--queries", "4", "--rounds", "1", "--output", "growth", "--json"]
+    done = _run(folder, "bench", "scaling", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["dimensions"] for row in found["rows"]] == [48, 2, 12, 48, 192, 768, 3072]
+    assert all(value > 0 for row in found["rows"] for value in [row["least"], *row["seconds"]])
+    assert found["exponents"]["points"] == [None] * 3
+    assert all(isinstance(value, float) for value in found["exponents"]["dimensions"])
+    assert "Exponent in points" in (folder / "growth" / "scaling.md").read_text()
+    assert (folder / "growth" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exponents_are_those_of_a_power_law() -> None:
+    from dfmath.benchmarks.scaling import _exponents
+
+    sizes = [1_000, 100_000, 300_000, 2_000_000]  # the first is left out
+    rows = [{"growing": "points", "points": n, "seconds": [2.0 * n**p for p in (0.5, 1.0, 1.5)]} for n in sizes]
+    rows[0]["seconds"] = [1e9] * 3
+    np.testing.assert_allclose(_exponents(rows, "points"), [0.5, 1.0, 1.5])
 
 
 def test_limit_says_what_it_leaves_out(folder: Path) -> None:
