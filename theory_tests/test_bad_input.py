@@ -328,7 +328,17 @@ BAD = [
         "GiB here",
         "2000000 x 2000000",
     ),
-    ("eigh-too-large", lambda: wide_fisher().eigvalsh(), ValueError, "dense matrices", "GiB here", "2000000 x 2000000"),
+    ("eigh-too-large", lambda: wide_fisher().eigh(), ValueError, "eigenvectors", "GiB here", "2000000 x 2000000"),
+    (
+        "eigvalsh-too-large",
+        lambda: (
+            GaussianMixture(np.zeros((2, WIDE)), np.ones(2)).diffuse(1.0, 1.0).fisher(np.zeros((1, WIDE))).eigvalsh()
+        ),
+        ValueError,
+        "dense matrices",
+        "GiB here",
+        "2000000 x 2000000",
+    ),
     # The span
     ("form-unknown", lambda: F.span("dta"), ValueError, "^form", "data, centred, orthonormal", "'dta'", "mean 'data'"),
     ("form-none", lambda: F.span(None), ValueError, "^form", "data, centred, orthonormal", "got NoneType"),

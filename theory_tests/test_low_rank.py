@@ -90,6 +90,14 @@ def test_high_rank_is_refused(dim, sigma, variance):
     np.testing.assert_allclose(fisher.eigvalsh(), np.linalg.eigvalsh(fisher.to_dense()), rtol=1e-12)
 
 
+def test_dimensions_whose_matrices_would_not_fit():
+    """One point in 200,000 dimensions: F is I/sigma^2, and nothing of the size of a matrix is made."""
+    fisher = PointMasses(np.zeros((1, 200_000))).diffuse(1.0, 0.5).fisher(np.ones((1, 200_000)))
+    np.testing.assert_allclose(fisher.eigvalsh(), 4.0, rtol=1e-14)
+    np.testing.assert_allclose(fisher.logdet(), 200_000 * np.log(4.0), rtol=1e-13)
+    np.testing.assert_allclose(fisher.solve(np.ones((1, 200_000))), 0.25, rtol=1e-14)
+
+
 def test_eigenvalues_agree_with_a_generalised_solver():
     """Against SciPy's symmetric solver on the dense matrix, for a rank just below what is looked for and just above."""
     rng = np.random.default_rng(0)
