@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from dfmath.backends.index import COPIED
 from dfmath.backends.numba_arithmetic import summing
 from dfmath.backends.precision import ROUND_64, gamma
 from dfmath.backends.threaded import all_pairs, chunked
@@ -55,7 +58,8 @@ class Comparisons(NamedTuple):
         return Comparisons(*(np.take_along_axis(part, columns, axis=1) for part in self))
 
 
-class Lists(NamedTuple):
+@dataclass(frozen=True)
+class Lists:
     """Places and the components that can matter near them."""
 
     places: Any  # (m, d) z, the latest last, and
@@ -68,16 +72,25 @@ class Lists(NamedTuple):
 
     def and_then(self, new: Lists) -> Lists:
         """These and others, no more than are kept."""
-        joined: list[Any] = [np.concatenate(pair)[-MOST:] for pair in zip(self[:-1], new[:-1], strict=True)]
-        compared = zip(self.comparisons, new.comparisons, strict=True)
-        return Lists._make([*joined, Comparisons(*(np.concatenate(pair)[-MOST:] for pair in compared))])
+
+        def join(old: Any, more: Any) -> Any:
+            if isinstance(old, Comparisons):
+                return Comparisons(*map(join, old, more))
+            return np.concatenate([old, more])[-MOST:]
+
+        return Lists(**{f.name: join(getattr(self, f.name), getattr(new, f.name)) for f in fields(self)})
+
+    @cached_property
+    def segments(self) -> tuple[Any, Any, Any, Any]:
+        """From places to anchors (m, d), their squared lengths, and the places' products with them and themselves."""
+        along = self.anchors - self.places
+        return along, np.maximum(_squares(along), 1e-300), np.sum(self.places * along, axis=1), _squares(self.places)
 
     def distances(self, z: Any) -> Any:
         """Distances of places z from the segments, (B, m), not to the last digit."""
-        along = self.anchors - self.places
-        length = np.maximum(_squares(along), 1e-300)
-        squares = _squares(z)[:, None] + _squares(self.places) - 2.0 * (z @ self.places.T)
-        inner = z @ along.T - np.sum(self.places * along, axis=1)
+        along, length, start, size = self.segments
+        squares = _squares(z)[:, None] + size - 2.0 * (z @ self.places.T)
+        inner = z @ along.T - start
         part = np.clip(inner / length, 0.0, 1.0)
         return np.sqrt(np.maximum(squares - part * (2.0 * inner - part * length), 0.0))
 
@@ -164,7 +177,7 @@ def compare(ask: Request) -> tuple[Comparisons, Any]:
 
 def _products(ask: Request, rows: Any) -> Iterator[tuple[int, int, Any]]:
     """Yield products of these rows with tiles of the points, (start, stop, products)."""
-    index, step = ask.about_index, max(256, 2**22 // ask.components.dim)
+    index, step = ask.about_index, max(16, COPIED // ask.components.dim)
     scaled = np.ascontiguousarray(rows * index.unit_of(np.float64))
     for start in range(0, ask.components.count, step):
         stop = min(start + step, ask.components.count)

@@ -30,6 +30,7 @@ SKETCH_WIDEST = 128
 SKETCH_LEAST = 8  # fewer directions bound nothing
 SAMPLE = 1024  # points that centre and principal directions are taken from
 FEW, KEPT = 2048, 2**26  # products of coordinates are kept between calls for so few points, in so many bytes
+COPIED = 2**20  # coordinates that are converted at a time: they stay in cache for the product that needs them
 SAFE = 1e15  # sizes between its inverse and itself have squares and products well inside float32's range
 
 _known: WeakKeyDictionary[Diagonal, Index] = WeakKeyDictionary()

@@ -4,8 +4,9 @@ Spherical means a variance per component or one for all: point masses, isotropic
 the priors with many components. Other covariance forms spend their time in matrix products, which the array-API
 reference already does in BLAS; they are handed to it.
 
-With one variance for all there are two ways, and every query takes the one that its accuracy allows:
+With one variance for all there are three ways, and every query takes the first that its accuracy allows:
 
+- where an earlier query of the same trajectory knows which components can matter (`candidates`), those alone;
 - where rounding in matrix products cannot show in its weights, `products`: two products, as dense as they come;
 - elsewhere a float32 product, or a cheaper one along principal directions, bounds all logits (`screening`), and the
   few components that can matter are taken up again from differences in float64 (`sweep`).
@@ -94,14 +95,17 @@ def _by_what_suits(ask: Request) -> Moments:
 def _remembering(ask: Request, memory: Candidates) -> Moments:
     """Look at listed components alone where a list of earlier queries covers this one."""
     covered, listed = memory.covering(ask)
-    known, rest = np.flatnonzero(covered), np.flatnonzero(~covered)
-    if len(rest) == 0:
+    if covered.all():
         return _by_differences(ask.among(listed))
+    if not covered.any():
+        found = _afresh(ask)
+        memory.learn(ask)
+        return found
+    known, rest = np.flatnonzero(covered), np.flatnonzero(~covered)
     new = ask.take(rest)
-    parts = [_by_differences(ask.take(known).among(listed[known]))] if len(known) else []
-    parts.append(_afresh(new))
+    parts = [_by_differences(ask.take(known).among(listed[known])), _afresh(new)]
     memory.learn(new)
-    return _placed(parts, [known, rest] if len(known) else [rest])
+    return _placed(parts, [known, rest])
 
 
 def _afresh(ask: Request) -> Moments:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends.components import LOG_2PI
+from dfmath.backends.index import COPIED
 from dfmath.backends.matrices import add_span, add_times, centred_products, triangle, unpacked
 from dfmath.backends.moments import Moments, Second, multiples_of_identity
 from dfmath.backends.numba_arithmetic import exp_in_place, summing
@@ -27,7 +28,6 @@ from dfmath.backends.threaded import all_pairs, chunked, weighted_sums
 from numba import njit, prange
 
 TILE = 2048  # components whose weights are formed at a time
-COPIED = 2**20  # coordinates that are converted at a time: they stay in cache for the product that needs them
 PAIRS = 2**21  # products of two coordinates that are formed at a time
 ALONG = 2**23  # products with probes that are formed at a time
 

@@ -38,7 +38,7 @@ def measure(starts: int, alone: int, rounds: int, note: Callable[[str], None]) -
     }
     ours, theirs, dense = (call() for call in calls.values())
     note("warm")
-    seconds = {name: statistics.median(times) for name, times in interleaved(calls, rounds, patience=np.inf).items()}
+    seconds = _medians(calls, rounds)
     seconds["scipy"] *= starts / alone
     size = np.abs(ours.jacobian).max()
     apart = {
@@ -53,8 +53,7 @@ def measure(starts: int, alone: int, rounds: int, note: Callable[[str], None]) -
         "rtol": RTOL,
         "rho": [RHO_MAX, RHO_MIN],
         "evaluations": float(ours.evaluations.mean()),
-        "seconds": seconds,
-        "ratios": {name: seconds["dfmath"] / value for name, value in seconds.items() if name != "dfmath"},
+        **_beside_ours(seconds),
         "largest difference of a Jacobian, relative": apart,
     }
 
@@ -77,7 +76,7 @@ def measure_low_noise(starts: int, rounds: int, count: int, note: Callable[[str]
     }
     with_lists, without, dense = (call() for call in calls.values())
     note("warm")
-    seconds = {name: statistics.median(times) for name, times in interleaved(calls, rounds, patience=np.inf).items()}
+    seconds = _medians(calls, rounds)
     apart = {"dfmath without lists": without.x, "torch dense": dense}
     return {
         "machine": machine(),
@@ -87,10 +86,18 @@ def measure_low_noise(starts: int, rounds: int, count: int, note: Callable[[str]
         "rtol": LOW_RTOL,
         "rho": [LOW_MAX, LOW_MIN],
         "evaluations": float(with_lists.evaluations.mean()),
-        "seconds": seconds,
-        "ratios": {name: seconds["dfmath"] / value for name, value in seconds.items() if name != "dfmath"},
+        **_beside_ours(seconds),
         "largest difference of a state": {name: float(np.abs(with_lists.x - x).max()) for name, x in apart.items()},
     }
+
+
+def _medians(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in interleaved(calls, rounds, patience=np.inf).items()}
+
+
+def _beside_ours(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    ratios = {name: seconds["dfmath"] / value for name, value in seconds.items() if name != "dfmath"}
+    return {"seconds": seconds, "ratios": ratios}
 
 
 def torch_states(y: Any, z: Any) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +25,9 @@ def _interrupted() -> None:
 
 try:
     import typer
+
+    from dfmath.cli_bench import bench
+    from dfmath.console import Json, progress, save
 except KeyboardInterrupt:
     _interrupted()
 
@@ -35,7 +36,6 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 _POINTS = "Points (N, d): .npy, or .npz with 'points'. Default: "
 Data = Annotated[str | None, typer.Option(metavar="FILE", help=f"{_POINTS}the digits.")]
 PlaneData = Annotated[str | None, typer.Option("--data", metavar="FILE", help=f"{_POINTS}the published three points.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 RhoMax = Annotated[float, typer.Option(help="Highest noise-to-signal ratio.")]
 RhoMin = Annotated[float, typer.Option(help="Lowest noise-to-signal ratio.")]
@@ -119,7 +119,7 @@ def verify(
     run.builder(_array_backend(backend), dtype)
     points, name = _points(data, limit, seed)
     subject = run.model(points, mixture, backend, dtype, seed)
-    with _progress("verifying", len(theorems)) as advance:
+    with progress("verifying", len(theorems)) as advance:
         results = run.verify(
             subject,
             levels,
@@ -191,7 +191,7 @@ def fisher(
         plots.destination(plot)
     points, name = _points(data, limit, seed)
     prior, found = PointMasses(points), []
-    with _progress("noise levels", len(rhos)) as advance:
+    with progress("noise levels", len(rhos)) as advance:
         for rho in rhos:
             found.append(fisher_profile(prior, rho, samples, seed, spectrum))
             advance(f"rho = {rho:.3g}")
@@ -202,15 +202,8 @@ def fisher(
     else:
         report.console().print(report.profile_table(found, title))
     if plot is not None:
-        _save(plots.profile(found, title), plot, json)
+        save(plots.profile(found, title), plot, json)
     return 0
-
-
-def _save(figure: Any, plot: str, json: bool) -> None:
-    """Write a figure and say where; where programs read standard output, say it beside."""
-    from dfmath import plots
-
-    print(f"figure: {plots.save(figure, plot)}", file=sys.stderr if json else sys.stdout)
 
 
 @app.command("ot-test")
@@ -247,7 +240,7 @@ def ot_test(
         report.console().print(report.transport_table(rows, title))
     if plot is not None:
         cases = [(f"{label}: asymmetry {r.asymmetry.mean:.3f}", priors[label], r) for label, r in canonical.items()]
-        _save(plots.trajectories(cases, rho_max, rho_min), plot, json)
+        save(plots.trajectories(cases, rho_max, rho_min), plot, json)
     return 1 if max(row[3] for row in rows) > tolerance else 0
 
 
@@ -271,7 +264,7 @@ def _flows(
     schedules: dict[str, Any] = {"canonical": None, **official_schedules()}
     rows: list[tuple[str, str, Any, float]] = []
     canonical: dict[str, Any] = {}
-    with _progress("flows", len(priors) * len(schedules)) as advance:
+    with progress("flows", len(priors) * len(schedules)) as advance:
         for label, prior in priors.items():
             for name, schedule in schedules.items():
                 found = ot_check(prior, rho_max, rho_min, starts, seed, schedule, start="gaussian", tolerance=tolerance)
@@ -337,101 +330,7 @@ def info(json: Json = False) -> int:
     return 0
 
 
-bench = typer.Typer(help="Side-by-side benchmarks; tables, JSON and figures go to a folder.", rich_markup_mode=None)
 app.add_typer(bench, name="bench")
-
-Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results are written.")]
-
-
-@bench.command()
-def moments(
-    data: Annotated[str, typer.Option(help="digits, patches (50,000 x 3072) or plane (100,000 x 2).")] = "digits",
-    task: Annotated[list[str] | None, typer.Option(help="mean and trace, one product, eight products.")] = None,
-    contender: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Beside dfmath; all by default.")] = None,
-    count: Annotated[int | None, typer.Option(help="Use this many points; all by default.")] = None,
-    queries: Annotated[int, typer.Option(help="Queries at each level.")] = 256,
-    levels: Annotated[int, typer.Option(help="Noise levels of the EDM grid, 80 to 0.002.")] = 18,
-    rounds: Annotated[int, typer.Option(help="Timed calls of everybody at each level.")] = 5,
-    output: Output = "bench",
-    json: Json = False,
-) -> int:
-    """Posterior mean and tr F, F v and F V(8), beside torch, NumPy, JAX and KeOps."""
-    from dfmath import report
-    from dfmath.benchmarks import contenders, timing, workloads
-    from dfmath.benchmarks import moments as run
-
-    peers = tuple(name for name in contenders.CONTENDERS if name != "dfmath")
-    plan = run.Plan(
-        _checks.one_of("data", data, workloads.NAMES),
-        tuple(_checks.one_of("task", t, contenders.TASKS) for t in task or contenders.TASKS),
-        ("dfmath", *(_checks.one_of("contender", c, peers) for c in contender or peers)),
-        None if count is None else _checks.positive_integer("count", count),
-        *(_checks.positive_integer(n, v) for n, v in (("queries", queries), ("levels", levels), ("rounds", rounds))),
-    )
-    folder = timing.folder(output)
-    with _progress("benchmark", len(plan.tasks) * plan.levels) as advance:
-        result = run.measure(plan, advance, lambda so_far: run.save(so_far, folder))
-    report.print_json(result) if json else print(run.markdown(result))
-    _save(run.figure(result), str(folder / f"moments_{plan.data}.png"), json)
-    return 0
-
-
-@bench.command()
-def flow(
-    data: Annotated[str, typer.Option(help="digits, with Jacobians; or patches, at low noise.")] = "digits",
-    starts: Annotated[int, typer.Option(help="Trajectories.")] = 64,
-    alone: Annotated[int, typer.Option(help="Trajectories that SciPy integrates (digits); its time is scaled.")] = 8,
-    count: Annotated[int, typer.Option(help="Use this many points (patches).")] = 50_000,
-    rounds: Annotated[int, typer.Option(help="Timed calls of everybody.")] = 5,
-    output: Output = "bench",
-    json: Json = False,
-) -> int:
-    """Flows beside SciPy's DOP853 and dense torch code."""
-    from dfmath import report
-    from dfmath.benchmarks import flows, timing
-
-    data = _checks.one_of("data", data, ("digits", "patches"))
-    numbers = (("starts", starts), ("alone", min(alone, starts)), ("rounds", rounds), ("count", count))
-    starts, alone, rounds, count = (_checks.positive_integer(name, value) for name, value in numbers)
-    folder = timing.folder(output)
-    with _progress("benchmark", 1) as advance:
-        if data == "digits":
-            result = flows.measure(starts, alone, rounds, advance)
-        else:
-            result = flows.measure_low_noise(starts, rounds, count, advance)
-    flows.save(result, folder, data)
-    if json:
-        report.print_json(result)
-        return 0
-    print(f"{starts} starts, rtol {result['rtol']:g}, {result['evaluations']:.0f} evaluations each")
-    for name, value in result["seconds"].items():
-        ratio = f", dfmath takes {result['ratios'][name]:.3g} of it" if name != "dfmath" else ""
-        print(f"{name:22}{value:10.3g} s{ratio}")
-    return 0
-
-
-@bench.command()
-def scaling(
-    most: Annotated[int, typer.Option(help="Largest number of points.")] = 2_000_000,
-    queries: Annotated[int, typer.Option(help="Queries in a call.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 5,
-    output: Output = "bench",
-    json: Json = False,
-) -> int:
-    """How time grows with points and dimensions, beside one product with all points."""
-    from dfmath import report
-    from dfmath.benchmarks import scaling as run
-    from dfmath.benchmarks import timing
-
-    numbers = (("most", most), ("queries", queries), ("rounds", rounds))
-    most, queries, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
-    folder = timing.folder(output)
-    with _progress("benchmark", len(run.grid(most))) as advance:
-        result = run.measure(most, queries, rounds, advance)
-    run.save(result, folder)
-    report.print_json(result) if json else print(run.markdown(result))
-    _save(run.figure(result), str(folder / "scaling.png"), json)
-    return 0
 
 
 def _gpus() -> list[str]:
@@ -459,22 +358,3 @@ def _points(data: str | None, limit: int, seed: int) -> tuple[Any, str]:
         print(f"note: a random {limit} of {len(points)} points; --limit changes that", file=sys.stderr)
         points = points[chosen]
     return points, name
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, silence in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    screen = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda description: bar.update(task, advance=1, description=description)

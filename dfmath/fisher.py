@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class _PosteriorOperator(SymmetricOperator):
     """An operator whose forms are posterior moments at fixed queries."""
 
+    _space: Space  # of those moments, and
+    _sign: float  # of Cov[u] in the operator
+
     def __init__(self, marginal: Marginal, x: Array, dtype: Any) -> None:
         super().__init__(x, (x.shape[0], marginal.dim, marginal.dim), dtype)
         self.marginal, self.x = marginal, x
-
-    _space: Space
-    _sign: float
 
     def low_rank(self) -> LowRank | None:
         """Return a multiple of the identity and what differs from it, if that is of low rank [MATH 1.6]; else None.

@@ -78,7 +78,7 @@ def low_rank(ask: Ask, like: Array, shift: Callable[[Moments], Array], sign: flo
     shift
         The multiple of the identity, from any moments.
     eps
-        Precision of results: what is not found may amount to a few of these, beside the shift and the trace.
+        Precision of results: what is not found may amount to a few of these, beside the larger of shift and norm.
     """
     xp, (count, dim) = array_namespace(like), like.shape
     if dim < WORTH or count == 0:
@@ -90,9 +90,9 @@ def low_rank(ask: Ask, like: Array, shift: Callable[[Moments], Array], sign: flo
         first = ask(("trace", "product"), probes)
         basis = xp.linalg.qr(first.between.product)[0]
         inner = xp.matmul(xp.matrix_transpose(basis), ask(("product",), basis).between.product)
-        missing = xp.abs(first.between.trace - xp.linalg.trace(inner))
-        if bool(xp.all(missing <= TOLERANCE * eps * (shift(first) + first.between.trace))):
-            values, turned = xp.linalg.eigh(0.5 * (inner + xp.matrix_transpose(inner)))
+        values, turned = xp.linalg.eigh(0.5 * (inner + xp.matrix_transpose(inner)))
+        missing = xp.abs(first.between.trace - xp.sum(values, axis=1))
+        if bool(xp.all(missing <= TOLERANCE * eps * xp.maximum(shift(first), values[:, -1]))):
             return LowRank(shift(first), sign * values, xp.matmul(basis, turned))
         width *= 2
     return None

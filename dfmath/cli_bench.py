@@ -1,0 +1,104 @@
+"""``dfmath bench``: side-by-side benchmarks; the work is done in `dfmath.benchmarks`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dfmath import _checks
+from dfmath.console import Json, progress, save
+
+bench = typer.Typer(help="Side-by-side benchmarks; tables, JSON and figures go to a folder.", rich_markup_mode=None)
+Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results are written.")]
+
+
+@bench.command()
+def moments(
+    data: Annotated[str, typer.Option(help="digits, patches (50,000 x 3072) or plane (100,000 x 2).")] = "digits",
+    task: Annotated[list[str] | None, typer.Option(help="mean and trace, one product, eight products.")] = None,
+    contender: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Beside dfmath; all by default.")] = None,
+    count: Annotated[int | None, typer.Option(help="Use this many points; all by default.")] = None,
+    queries: Annotated[int, typer.Option(help="Queries at each level.")] = 256,
+    levels: Annotated[int, typer.Option(help="Noise levels of the EDM grid, 80 to 0.002.")] = 18,
+    rounds: Annotated[int, typer.Option(help="Timed calls of everybody at each level.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Posterior mean and tr F, F v and F V(8), beside torch, NumPy, JAX and KeOps."""
+    from dfmath import report
+    from dfmath.benchmarks import contenders, timing, workloads
+    from dfmath.benchmarks import moments as run
+
+    peers = tuple(name for name in contenders.CONTENDERS if name != "dfmath")
+    plan = run.Plan(
+        _checks.one_of("data", data, workloads.NAMES),
+        tuple(_checks.one_of("task", t, contenders.TASKS) for t in task or contenders.TASKS),
+        ("dfmath", *(_checks.one_of("contender", c, peers) for c in contender or peers)),
+        None if count is None else _checks.positive_integer("count", count),
+        *(_checks.positive_integer(n, v) for n, v in (("queries", queries), ("levels", levels), ("rounds", rounds))),
+    )
+    folder = timing.folder(output)
+    with progress("benchmark", len(plan.tasks) * plan.levels) as advance:
+        result = run.measure(plan, advance, lambda so_far: run.save(so_far, folder))
+    report.print_json(result) if json else print(run.markdown(result))
+    save(run.figure(result), str(folder / f"moments_{plan.data}.png"), json)
+    return 0
+
+
+@bench.command()
+def flow(
+    data: Annotated[str, typer.Option(help="digits, with Jacobians; or patches, at low noise.")] = "digits",
+    starts: Annotated[int, typer.Option(help="Trajectories.")] = 64,
+    alone: Annotated[int, typer.Option(help="Trajectories that SciPy integrates (digits); its time is scaled.")] = 8,
+    count: Annotated[int, typer.Option(help="Use this many points (patches).")] = 50_000,
+    rounds: Annotated[int, typer.Option(help="Timed calls of everybody.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Flows beside SciPy's DOP853 and dense torch code."""
+    from dfmath import report
+    from dfmath.benchmarks import flows, timing
+
+    data = _checks.one_of("data", data, ("digits", "patches"))
+    numbers = (("starts", starts), ("alone", min(alone, starts)), ("rounds", rounds), ("count", count))
+    starts, alone, rounds, count = (_checks.positive_integer(name, value) for name, value in numbers)
+    folder = timing.folder(output)
+    with progress("benchmark", 1) as advance:
+        if data == "digits":
+            result = flows.measure(starts, alone, rounds, advance)
+        else:
+            result = flows.measure_low_noise(starts, rounds, count, advance)
+    flows.save(result, folder, data)
+    if json:
+        report.print_json(result)
+        return 0
+    print(f"{starts} starts, rtol {result['rtol']:g}, {result['evaluations']:.0f} evaluations each")
+    for name, value in result["seconds"].items():
+        ratio = f", dfmath takes {result['ratios'][name]:.3g} of it" if name != "dfmath" else ""
+        print(f"{name:22}{value:10.3g} s{ratio}")
+    return 0
+
+
+@bench.command()
+def scaling(
+    most: Annotated[int, typer.Option(help="Largest number of points.")] = 2_000_000,
+    queries: Annotated[int, typer.Option(help="Queries in a call.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """How time grows with points and dimensions, beside one product with all points."""
+    from dfmath import report
+    from dfmath.benchmarks import scaling as run
+    from dfmath.benchmarks import timing
+
+    numbers = (("most", most), ("queries", queries), ("rounds", rounds))
+    most, queries, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
+    folder = timing.folder(output)
+    with progress("benchmark", len(run.grid(most))) as advance:
+        result = run.measure(most, queries, rounds, advance)
+    run.save(result, folder)
+    report.print_json(result) if json else print(run.markdown(result))
+    save(run.figure(result), str(folder / "scaling.png"), json)
+    return 0
