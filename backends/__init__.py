@@ -25,7 +25,7 @@ from dfmath.backends._compat import Array, is_numpy_array
 from dfmath.backends.components import Components
 from dfmath.backends.moments import Moments, Space, Want, merge
 
-__all__ = ["Moments", "Space", "Want", "available", "merge", "posterior_moments", "use"]
+__all__ = ["Moments", "Space", "Want", "available", "cluster", "merge", "posterior_moments", "use"]
 
 _MODULES = {"array-api": "array_api", "numba": "numba_cpu"}
 _chosen: ContextVar[str | None] = ContextVar("dfmath_backend", default=None)
@@ -143,3 +143,10 @@ def memory_for(queries: Array, components: Components, growth: float) -> Any:
     """
     remember = getattr(backend_for(queries), "memory_for", None)
     return None if remember is None else remember(components, growth)
+
+
+def cluster(queries: Array, components: Components, count: int | None, seed: int) -> None:
+    """Sort components into clusters where the backend for these arrays can make use of them."""
+    sort = getattr(backend_for(queries), "cluster", None)
+    if sort is not None:
+        sort(components, count, seed)

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from dfmath.backends import double
+from dfmath.backends.clusters import Clusters
 from dfmath.backends.components import Diagonal
 from dfmath.backends.matrices import coordinate_products, triangle
 from dfmath.backends.sweep import whole_tile
@@ -59,6 +60,7 @@ class Index:
         self.whole = whole_tile(components)
         self.points = self.whole.points
         self._coordinate_products: dict[Any, Any] = {}
+        self.clusters: Clusters | None = None  # where they were asked for
         self.queries = 0  # seen so far, for those who decide whether a sketch would pay
         count, dim = self.points.shape
         sample = self._sample()

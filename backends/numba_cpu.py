@@ -4,9 +4,10 @@ Spherical means a variance per component or one for all: point masses, isotropic
 the priors with many components. Other covariance forms spend their time in matrix products, which the array-API
 reference already does in BLAS; they are handed to it.
 
-With one variance for all there are three ways, and every query takes the first that its accuracy allows:
+With one variance for all there are four ways, and every query takes the first that its accuracy allows:
 
 - where an earlier query of the same trajectory knows which components can matter (`candidates`), those alone;
+- where the points are sorted into clusters and few of those are near (`clusters`), their points alone;
 - where rounding in matrix products cannot show in its weights, `products`: two products, as dense as they come;
 - elsewhere a float32 product, or a cheaper one along principal directions, bounds all logits (`screening`), and the
   few components that can matter are taken up again from differences in float64 (`sweep`).
@@ -16,6 +17,7 @@ Each query is worked on by one thread from start to end, so loops do not depend 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -23,6 +25,7 @@ import numba
 import numpy as np
 from dfmath.backends import array_api
 from dfmath.backends.candidates import LEAST, Candidates
+from dfmath.backends.clusters import default_count, make_clusters
 from dfmath.backends.components import Components, Diagonal
 from dfmath.backends.index import index_of
 from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, field_by_field, multiples_of_identity
@@ -50,8 +53,19 @@ def supports(components: Components) -> bool:
 
 def memory_for(components: Components, growth: float) -> Candidates | None:
     """Return an empty memory where there are components enough to be worth one; see `dfmath.backends.memory_for`."""
-    common = isinstance(components, Diagonal) and components.variances.shape[1:] == (1, 1)
-    return Candidates(growth) if common and components.count >= LEAST else None
+    return Candidates(growth) if _common(components) and components.count >= LEAST else None
+
+
+def cluster(components: Components, count: int | None, seed: int) -> None:
+    """Sort components of one variance into clusters; see `dfmath.backends.cluster`."""
+    if _common(components):
+        index = index_of(cast(Diagonal, components))
+        index.clusters = make_clusters(index, min(count or default_count(components.count), components.count), seed)
+
+
+def _common(components: Components) -> bool:
+    """Whether one variance is that of all components in all directions."""
+    return isinstance(components, Diagonal) and components.variances.shape[1:] == (1, 1)
 
 
 def posterior_moments(
@@ -89,26 +103,37 @@ def _by_what_suits(ask: Request) -> Moments:
     if ask.components.variances.shape[1] > 1 or len(ask.queries) == 0:
         return _swept(ask)
     ask = ask.about(index_of(ask.components))
-    return _afresh(ask) if ask.memory is None else _remembering(ask, ask.memory)
+    return _sorted_out(ask) if ask.memory is None else _listed_first(ask, *ask.memory.covering(ask), _sorted_out)
 
 
-def _remembering(ask: Request, memory: Candidates) -> Moments:
-    """Look at listed components alone where a list of earlier queries covers this one."""
-    covered, listed = memory.covering(ask)
-    if covered.all():
+def _sorted_out(ask: Request) -> Moments:
+    """Look at the points of near clusters alone, where there are clusters and few of them are near."""
+    clusters = ask.about_index.clusters
+    if clusters is None or not clusters.worth(ask).any():
+        return _afresh(ask)
+    return _listed_first(ask, *clusters.near(ask, _problem(ask)), _afresh)
+
+
+def _listed_first(ask: Request, known: Any, listed: Any, others: Callable[[Request], Moments]) -> Moments:
+    """Look at listed components alone for the queries that are known, (B,), and do what `others` does for the rest."""
+    if known.all():
         return _by_differences(ask.among(listed))
-    if not covered.any():
-        found = _afresh(ask)
-        memory.learn(ask)
-        return found
-    known, rest = np.flatnonzero(covered), np.flatnonzero(~covered)
-    new = ask.take(rest)
-    parts = [_by_differences(ask.take(known).among(listed[known])), _afresh(new)]
-    memory.learn(new)
-    return _placed(parts, [known, rest])
+    if not known.any():
+        return others(ask)
+    places = [np.flatnonzero(known), np.flatnonzero(~known)]
+    near, rest = ask.take(places[0]).among(listed[places[0]]), ask.take(places[1])
+    return _placed([_by_differences(near), others(rest)], places)
 
 
 def _afresh(ask: Request) -> Moments:
+    """Look at all components, and remember what was seen where that is asked for."""
+    found = _among_all(ask)
+    if ask.memory is not None:
+        ask.memory.learn(ask)
+    return found
+
+
+def _among_all(ask: Request) -> Moments:
     """Choose between products and differences for each query."""
     easy = np.flatnonzero(_easy(ask))
     if len(easy) == 0:

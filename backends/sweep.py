@@ -104,7 +104,7 @@ def sweep(problem: Any, tile: Any, upper: Any, state: Any, block: int) -> None: 
 def look_up(problem: Any, everything: Any, promising: Any, best: Any) -> None:  # pragma: no cover - compiled
     """Raise `best` to the logit of one component for each query."""
     for b in prange(problem.queries.shape[0]):
-        best[b] = max(best[b], _logit(problem, everything, b, promising[b], -np.inf))
+        best[b] = max(best[b], logit(problem, everything, b, promising[b], -np.inf))
 
 
 @exactly
@@ -119,7 +119,7 @@ def _choose(problem, tile, upper, state, b, chosen):  # type: ignore[no-untyped-
         return size
     promising, most = place_of_largest(upper, b, size)
     if most > state.best[b]:
-        state.best[b] = max(state.best[b], _logit(problem, tile, b, promising, logit_floor(state.best[b], 0.0)))
+        state.best[b] = max(state.best[b], logit(problem, tile, b, promising, logit_floor(state.best[b], 0.0)))
     floor = logit_floor(state.best[b], problem.cut[b])
     for c in range(upper.shape[0]):
         row = upper[c, b]
@@ -161,7 +161,7 @@ def logit_floor(best, cut):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _logit(problem, tile, b, n, floor):  # type: ignore[no-untyped-def]
+def logit(problem, tile, b, n, floor):  # type: ignore[no-untyped-def]
     """A plain logit, or -inf as soon as it is known to be below the floor."""
     alpha, sigma = problem.alpha[b], problem.sigma[b]
     variance = tile.variances[n if tile.variances.shape[0] > 1 else 0]
@@ -180,7 +180,7 @@ def _fill_logits(problem, tile, state, b, chosen, kept, logits, lows):  # type: 
     """
     best = 0
     for i in range(kept):
-        logits[i] = _logit(problem, tile, b, chosen[i], logit_floor(state.best[b], problem.cut[b]))
+        logits[i] = logit(problem, tile, b, chosen[i], logit_floor(state.best[b], problem.cut[b]))
         lows[i] = 0.0
         if logits[i] > logits[best]:
             best = i
