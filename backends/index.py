@@ -19,10 +19,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from dfmath.backends import double
 from dfmath.backends.clusters import Clusters
 from dfmath.backends.components import Diagonal
 from dfmath.backends.matrices import coordinate_products, triangle
+from dfmath.backends.numba_arithmetic import residual
 from dfmath.backends.sweep import whole_tile
 from numba import njit, prange
 
@@ -31,7 +31,7 @@ SKETCH_WIDEST = 128
 SKETCH_LEAST = 8  # fewer directions bound nothing
 SAMPLE = 1024  # points that centre and principal directions are taken from
 FEW, KEPT = 2048, 2**26  # products of coordinates are kept between calls for so few points, in so many bytes
-COPIED = 2**20  # coordinates that are converted at a time: they stay in cache for the product that needs them
+COPIED = 2**20  # coordinates that are converted at a time, and kept: they stay in cache for the product that needs them
 SAFE = 1e15  # sizes between its inverse and itself have squares and products well inside float32's range
 
 _known: WeakKeyDictionary[Diagonal, Index] = WeakKeyDictionary()
@@ -60,6 +60,7 @@ class Index:
         self.whole = whole_tile(components)
         self.points = self.whole.points
         self._coordinate_products: dict[Any, Any] = {}
+        self._copies: dict[Any, Any] = {}
         self.clusters: Clusters | None = None  # where they were asked for
         self.queries = 0  # seen so far, for those who decide whether a sketch would pay
         count, dim = self.points.shape
@@ -99,7 +100,8 @@ class Index:
         """Return p = x - alpha c, rounded once, (B, d)."""
         if self.offset == 0.0:
             return queries
-        p: Any = double.residual(queries, alpha[:, None], self.centre)[0]
+        p = np.empty(queries.shape)
+        _residuals(queries, np.ascontiguousarray(np.broadcast_to(alpha, len(queries))), self.centre, p)
         return p
 
     def unit_of(self, dtype: Any) -> float:
@@ -109,9 +111,15 @@ class Index:
 
     def centred(self, start: int, stop: int, dtype: Any) -> Any:
         """Return (y - c)/u for a range of points in this dtype: the points themselves where they will do."""
-        points = self.points[start:stop]
         if not self.copies(dtype):
-            return np.ascontiguousarray(points)
+            return np.ascontiguousarray(self.points[start:stop])
+        if self.points.size > COPIED:
+            return self._copied(self.points[start:stop], dtype)
+        if dtype not in self._copies:
+            self._copies[dtype] = self._copied(self.points, dtype)
+        return self._copies[dtype][start:stop]
+
+    def _copied(self, points: Any, dtype: Any) -> Any:
         return _centred(points, self.centre, 1.0 / self.unit_of(dtype), np.empty(points.shape, dtype))
 
     def copies(self, dtype: Any) -> bool:
@@ -156,6 +164,14 @@ def _norms_about(points: Any, centre: Any, norms: Any) -> None:  # pragma: no co
             difference = points[n, j] - centre[j]
             square += difference * difference
         norms[n] = math.sqrt(square)
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _residuals(queries: Any, alpha: Any, centre: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """X - alpha c, rounded once."""
+    for b in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[b, j] = residual(queries[b, j], alpha[b], centre[j])[0]
 
 
 @njit(cache=True, parallel=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit, prange
+from numba.extending import overload
 
 _STRIDE = 128  # coordinates between two looks at whether a distance is already too long
 
@@ -13,6 +15,15 @@ _options = {"cache": True, "error_model": "numpy", "nogil": True}
 exactly = njit(**_options)  # every operation as written: two-term arithmetic
 fused = njit(fastmath={"contract"}, **_options)  # multiply-adds fused, order kept
 summing = njit(fastmath={"contract", "reassoc", "nsz"}, **_options)  # sums in vector lanes: only for plain dot products
+
+
+@njit(fastmath={"nnan", "nsz", "reassoc"}, **_options)
+def largest_of(values):  # type: ignore[no-untyped-def]
+    """The largest of some numbers, none of them NaN."""
+    largest = values[0]
+    for i in range(values.shape[0]):
+        largest = max(largest, values[i])
+    return largest
 
 
 @summing
@@ -83,12 +94,27 @@ def two_product(a, b):  # type: ignore[no-untyped-def]
     return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-@fused
 def exp_in_place(values, powers):  # type: ignore[no-untyped-def]
-    """Replace values in [-700, 0] by their exponentials, to 2 ulp, in loops that vectorise; `powers` is scratch, int32.
+    """Replace values by their exponentials, to 2 ulp, in loops that vectorise; `powers` is scratch, int32.
 
-    exp(x) = 2^k exp(r) with |r| <= log(2)/2: a Taylor polynomial, and k added to the exponent's bits.
+    exp(x) = 2^k exp(r), |r| <= log(2)/2: a Taylor polynomial, and k added to the exponent's bits. For float64 values in
+    in [-700, 0] and float32 ones in [-85, 0]. Compiled code alone can call it.
     """
+    raise NotImplementedError
+
+
+@overload(exp_in_place)
+def _exp_in_place(values, powers):  # type: ignore[no-untyped-def]
+    exponentials = _exp_32 if values.dtype == numba.float32 else _exp_64
+
+    def in_place(values, powers):  # type: ignore[no-untyped-def]
+        exponentials(values, powers)
+
+    return in_place
+
+
+@fused
+def _exp_64(values, powers):  # type: ignore[no-untyped-def]
     bits = values.view(np.int64)
     for i in range(values.shape[0]):
         k = np.floor(values[i] * 1.4426950408889634 + 0.5)
@@ -109,6 +135,25 @@ def exp_in_place(values, powers):  # type: ignore[no-untyped-def]
         powers[i] = np.int32(k)
     for i in range(values.shape[0]):
         bits[i] += np.int64(powers[i]) << 52
+
+
+@fused
+def _exp_32(values, powers):  # type: ignore[no-untyped-def]
+    bits = values.view(np.int32)
+    for i in range(values.shape[0]):
+        k = np.floor(values[i] * np.float32(1.4426950408889634) + np.float32(0.5))
+        r = (values[i] - k * np.float32(0.693359375)) + k * np.float32(2.12194440e-4)  # log 2 in two parts
+        p = np.float32(1.0 / 5040.0)
+        p = p * r + np.float32(1.0 / 720.0)
+        p = p * r + np.float32(1.0 / 120.0)
+        p = p * r + np.float32(1.0 / 24.0)
+        p = p * r + np.float32(1.0 / 6.0)
+        p = p * r + np.float32(0.5)
+        p = p * r + np.float32(1.0)
+        values[i] = p * r + np.float32(1.0)
+        powers[i] = np.int32(k)
+    for i in range(values.shape[0]):
+        bits[i] += powers[i] << np.int32(23)
 
 
 @njit(cache=True, parallel=True, nogil=True)

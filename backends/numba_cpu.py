@@ -139,7 +139,9 @@ def _among_all(ask: Request) -> Moments:
     if len(easy) == 0:
         return _by_differences(ask)
     found, right, possible = _by_products(ask if len(easy) == len(ask.queries) else ask.take(easy))
-    rest = np.setdiff1d(np.arange(len(ask.queries)), easy[right])
+    wrong = np.ones(len(ask.queries), dtype=bool)
+    wrong[easy[right]] = False
+    rest = np.flatnonzero(wrong)
     if len(rest) == 0:
         return found
     together = _placed([found, _by_differences(ask.take(rest))], [easy, rest])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import COPIED
 from dfmath.backends.matrices import add_span, add_times, centred_products, triangle, unpacked
 from dfmath.backends.moments import Moments, Second, multiples_of_identity
-from dfmath.backends.numba_arithmetic import exp_in_place, summing
+from dfmath.backends.numba_arithmetic import exp_in_place, largest_of, summing
 from dfmath.backends.precision import ROUND_64, gamma, rounding
 from dfmath.backends.request import Request
 from dfmath.backends.sweep import DEPTH
@@ -31,7 +32,7 @@ TILE = 2048  # components whose weights are formed at a time
 PAIRS = 2**21  # products of two coordinates that are formed at a time
 ALONG = 2**23  # products with probes that are formed at a time
 
-MOST = 700.0  # exp of less is not a normal number for certain
+MOST, MOST_32 = 700.0, 85.0  # exp of less is not a normal number for certain, in float64 and in float32
 LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
 GATHERED = 0.4  # the same where vectors are gathered for products of their own
@@ -193,7 +194,7 @@ class Products:
         return Moments(
             log_mass,
             still,
-            self._origin(),
+            self._origin,
             slope[:, None] * self.mean,
             multiples_of_identity(within, self.p.shape[1], want, self.ask.probes),
             self._between(slope**2),
@@ -210,6 +211,7 @@ class Products:
         """u_k = origin + slope v_k."""
         return (self.alpha if self._score() else self.ask.sigma**2) / self.spread
 
+    @cached_property
     def _origin(self) -> Any:
         if self._score():
             return -self.p / self.spread[:, None]
@@ -220,7 +222,7 @@ class Products:
         sums, want, mean = self.sums, self.want, self.mean
         unit = factor * self.unit**2 / sums.mass
         return Second(
-            trace=factor * self.variance() if "trace" in want else None,
+            trace=factor * self.variance if "trace" in want else None,
             diagonal=unit[:, None] * sums.diagonal - factor[:, None] * mean**2 if "diagonal" in want else None,
             product=self._product(unit, factor) if "product" in want else None,
             dense=self._dense(unit, factor) if "dense" in want else None,
@@ -245,6 +247,7 @@ class Products:
     def _dense(self, unit: Any, factor: Any) -> Any:
         return unpacked(self.sums.pairs, unit, factor, self.mean)
 
+    @cached_property
     def variance(self) -> Any:
         """Total variance of v under the weights, (B,)."""
         return np.maximum(self.sums.square / self.sums.mass - np.sum(self.mean**2, axis=1), 0.0)
@@ -261,12 +264,12 @@ class Products:
         logit = logit_error(self.ask)
         if not self.want:
             return logit / np.maximum(np.abs(moments.log_mass), 1.0)
-        square, variance = self.sums.square / mass, self.variance()
+        square, variance = self.sums.square / mass, self.variance
         moved = _ROUNDED * unit * self.ask.length * self.alpha / self.spread * np.sqrt(variance)
         logit = logit * np.sqrt(self.sums.crowd) / mass + moved
         slope, size = self._slope(), np.linalg.norm(moments.mean, axis=1)
         first = (logit * np.sqrt(variance) + _ROUNDED * unit * np.sqrt(square)) * slope
-        first = (first + ROUND_64 * np.linalg.norm(self._origin(), axis=1)) / np.maximum(size, 1e-300)
+        first = (first + ROUND_64 * np.linalg.norm(self._origin, axis=1)) / np.maximum(size, 1e-300)
         if self.want <= {"mean"}:
             return first
         # What the caller's tolerance leaves out is not an error, but where a covariance is measured beside itself.
@@ -311,7 +314,7 @@ class Products:
         """Bound the relative error of any form of Cov beside I/S or, in posterior space, beside tr Cov, (B,)."""
         if not self.want:
             return moments.logit_error
-        size = 1.0 / self.spread if self._score() else self._slope() ** 2 * self.variance()
+        size = 1.0 / self.spread if self._score() else self._slope() ** 2 * self.variance
         return np.maximum(moments.logit_error, moments.sum_error / np.maximum(size, 1e-300))
 
     def worst_sum_error(self, factor: Any) -> Any:
@@ -339,39 +342,41 @@ def _to_weights(
     Adds up weights, their squares, weights times |v|^2, and how many are not zero.
     """
     width, count = products.shape[2], norms.shape[0]
+    lowest = MOST if products.itemsize == 8 else MOST_32
     for b in prange(products.shape[1]):
-        weights, powers, largest = np.empty(count), np.empty(count, dtype=np.int32), top[b]
+        logits, powers, largest = np.empty(count), np.empty(width, dtype=np.int32), top[b]
         for c in range(products.shape[0]):
             first, row = c * width, products[c, b]
-            bias, norm, here = log_weights[first:], norms[first:], weights[first:]
+            bias, norm, here = log_weights[first:], norms[first:], logits[first:]
             for n in range(min(width, count - first)):
                 here[n] = row[n] + bias[n] - curvature[b] * norm[n] * norm[n]
-        for n in range(count):
-            largest = max(largest, weights[n])
-        for n in range(count):
-            weights[n] = max(weights[n] - largest, -MOST)
-        exp_in_place(weights, powers)
-        least = math.exp(-min(cut[b], MOST)) * (1.0 + 1e-12)
-        mass[b], crowd[b], square[b], carrying[b] = _tally(weights, norms, least if largest > -np.inf else np.inf)
-        top[b] = largest
+        largest = max(largest, largest_of(logits))
+        least = math.exp(-min(cut[b], lowest)) * (1.0 + 1e-12) if largest > -np.inf else np.inf
         for c in range(products.shape[0]):
-            first, row = c * width, products[c, b]
-            here = weights[first:]
-            for n in range(min(width, count - first)):
-                row[n] = here[n]
+            here, norm = logits[c * width : (c + 1) * width], norms[c * width : (c + 1) * width]
+            row = products[c, b, : here.shape[0]]
+            for n in range(here.shape[0]):
+                row[n] = max(here[n] - largest, -lowest)
+            exp_in_place(row, powers)
+            sums = _tally(row, norm, least)
+            mass[b] += sums[0]
+            crowd[b] += sums[1]
+            square[b] += sums[2]
+            carrying[b] += sums[3]
+        top[b] = largest
 
 
 @summing
 def _tally(weights, norms, least):  # type: ignore[no-untyped-def]
     """Set weights that are not above the least to zero; sums of the others, as `_to_weights` wants them."""
-    mass, crowd, square, carrying = 0.0, 0.0, 0.0, 0
+    mass, crowd, square, carrying = 0.0, 0.0, 0.0, 0.0
     for n in range(weights.shape[0]):
         w = weights[n] if weights[n] > least else 0.0
         weights[n] = w
         mass += w
         crowd += w * w
         square += w * norms[n] * norms[n]
-        carrying += w > 0.0
+        carrying += 1.0 if w > 0.0 else 0.0
     return mass, crowd, square, carrying
 
 

@@ -22,20 +22,26 @@ MOST_CHUNKS = 16
 
 
 @cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
+def _blas() -> tuple[Any, ...]:
+    """The BLAS libraries of this process; finding them takes longer than most calls."""
+    return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Use this many threads in compiled loops, of those the caller allows, and one in BLAS."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(number)
+    before, threads_of_blas = numba.get_num_threads(), [library.get_num_threads() for library in _blas()]
     try:
-        with _controller().limit(limits=1, user_api="blas"):
-            yield
+        numba.set_num_threads(number)
+        for library, held in zip(_blas(), threads_of_blas, strict=True):
+            if held not in (None, 1):
+                library.set_num_threads(1)
+        yield
     finally:
         numba.set_num_threads(before)
+        for library, held in zip(_blas(), threads_of_blas, strict=True):
+            if held not in (None, 1):
+                library.set_num_threads(held)
 
 
 def chunked(queries: int, points: int, dtype: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from clouds import asked, cloud, clouds, exact_logits
-from dfmath import backends
 from dfmath.backends import clusters as rooms
 from dfmath.backends import numba_cpu
 from dfmath.backends.clusters import make_clusters
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dfmath.flow
-from dfmath import GaussianMixture, PointMasses, probability_flow
+from dfmath import GaussianMixture, PointMasses, backends, probability_flow
 
 
 @given(**clouds, clusters=st.integers(1, 12), uneven=st.sampled_from([0.0, 10.0]), far=st.sampled_from([0.0, 1.0, 1e3]))

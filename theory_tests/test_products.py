@@ -11,9 +11,11 @@ import pytest
 from clouds import asked, cloud, clouds, exact_logits, exact_residuals
 from dfmath.backends import index, numba_cpu, posterior_moments, products, screening, use
 from dfmath.backends.index import Index, index_of
+from dfmath.backends.numba_arithmetic import exp_in_place
 from dfmath.backends.threaded import all_pairs, chunked, threads, weighted_sums
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba import njit
 from threadpoolctl import threadpool_info
 
 from dfmath import GaussianMixture, PointMasses
@@ -268,3 +270,16 @@ def test_error_bounds_are_never_below_the_error(seed, count, dim, offset, scale,
     error = np.linalg.norm((fisher.matvec(v) - wanted).astype(np.float64), axis=1)
     length = np.linalg.norm(v.astype(np.float64), axis=1)
     assert (error <= fisher.error_bound().astype(np.float64) * length * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize(("dtype", "lowest"), [(np.float64, -700.0), (np.float32, -85.0)])
+def test_exponentials_are_right_to_two_units_in_the_last_place(dtype, lowest):
+    @njit
+    def exponentials(values, powers):
+        exp_in_place(values, powers)
+
+    x = np.append(np.linspace(lowest, 0.0, 100_001), -np.geomspace(1e-30, 1.0, 1000)).astype(dtype)
+    found = x.copy()
+    exponentials(found, np.empty(len(x), dtype=np.int32))
+    wanted = np.exp(x.astype(np.longdouble))
+    assert (np.abs(found - wanted) <= 2 * np.finfo(dtype).eps * wanted).all()
