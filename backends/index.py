@@ -29,6 +29,7 @@ from numba import njit, prange
 SKETCH_SHARE = 24  # a sketch has one direction for so many coordinates: its product costs that much less
 SKETCH_WIDEST = 128
 SKETCH_LEAST = 8  # fewer directions bound nothing
+FEW_POINTS = 128  # that tell whether many matter
 SAMPLE = 1024  # points that centre and principal directions are taken from
 FEW, KEPT = 2048, 2**26  # products of coordinates are kept between calls for so few points, in so many bytes
 COPIED = 2**20  # coordinates that are converted at a time, and kept: they stay in cache for the product that needs them
@@ -139,6 +140,12 @@ class Index:
         if dtype not in self._coordinate_products:
             self._coordinate_products[dtype] = coordinate_products(self.centred(0, count, dtype), width)
         return self._coordinate_products[dtype][start:stop]
+
+    @cached_property
+    def few(self) -> tuple[Any, Any]:
+        """A few points less the centre, and their log weights."""
+        some = slice(None, None, max(1, self.points.shape[0] // FEW_POINTS))
+        return self.points[some] - self.centre, self.whole.log_weights[some]
 
     def _sample(self) -> Any:
         """Some points, evenly spread over the rows, in float64."""

@@ -8,7 +8,8 @@ With one variance for all there are four ways, and every query takes the first t
 
 - where an earlier query of the same trajectory knows which components can matter (`candidates`), those alone;
 - where the points are sorted into clusters and few of those are near (`clusters`), their points alone;
-- where rounding in matrix products cannot show in its weights, `products`: two products, as dense as they come;
+- where rounding in matrix products cannot show in its weights, `products`: two products, as dense as they come, in the
+  results' precision or, where many components matter, in float64;
 - elsewhere a float32 product, or a cheaper one along principal directions, bounds all logits (`screening`), and the
   few components that can matter are taken up again from differences in float64 (`sweep`).
 
@@ -31,7 +32,7 @@ from dfmath.backends.index import index_of
 from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, field_by_field, multiples_of_identity
 from dfmath.backends.products import Products, logit_error
 from dfmath.backends.request import WIDEST, Request
-from dfmath.backends.screening import NOTHING, Pilot
+from dfmath.backends.screening import NOTHING, Pilot, crowded
 from dfmath.backends.sweep import Problem, State, sweep, whole_tile
 from dfmath.backends.threaded import threads
 
@@ -137,18 +138,31 @@ def _among_all(ask: Request) -> Moments:
     """Choose between products and differences for each query."""
     easy = np.flatnonzero(_easy(ask))
     if len(easy) == 0:
-        return _by_differences(ask)
+        return _otherwise(ask)
     found, right, possible = _by_products(ask if len(easy) == len(ask.queries) else ask.take(easy))
     wrong = np.ones(len(ask.queries), dtype=bool)
     wrong[easy[right]] = False
     rest = np.flatnonzero(wrong)
     if len(rest) == 0:
         return found
-    together = _placed([found, _by_differences(ask.take(rest))], [easy, rest])
+    together = _placed([found, _otherwise(ask.take(rest))], [easy, rest])
     # Other forms of the same queries may be right by products: certificates hold for those, too.
     certificates = np.zeros((2, len(ask.queries)))
     certificates[:, easy[possible]] = found.logit_error[possible], found.sum_error[possible]
     return replace(together, logit_error=certificates[0], sum_error=certificates[1])
+
+
+def _otherwise(ask: Request) -> Moments:
+    """Take what float32 products will not do from float64 ones where many components matter, else from differences."""
+    if ask.dtype == np.float64:
+        return _by_differences(ask)
+    many = crowded(ask)
+    if not many.any():
+        return _by_differences(ask)
+    if many.all():
+        return _among_all(ask.in_double())
+    places = [np.flatnonzero(many), np.flatnonzero(~many)]
+    return _placed([_among_all(ask.take(places[0]).in_double()), _by_differences(ask.take(places[1]))], places)
 
 
 def _placed(parts: list[Moments], places: list[Any]) -> Moments:
@@ -177,7 +191,7 @@ def _by_products(ask: Request) -> tuple[Moments, Any, Any]:
     products.run()
     moments = products.moments()
     # Where it can be had, they are to be certainly right, too.
-    possible = (products.certified(moments) <= CERTAIN) | (ask.dtype == np.float32)
+    possible = (products.certified(moments) <= max(CERTAIN, ask.limit)) | (ask.dtype == np.float32)
     return moments, possible & (products.error(moments) <= ask.limit), possible
 
 

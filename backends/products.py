@@ -35,6 +35,7 @@ ALONG = 2**23  # products with probes that are formed at a time
 MOST, MOST_32 = 700.0, 85.0  # exp of less is not a normal number for certain, in float64 and in float32
 LARGEST = 1e30  # well inside float32's range
 SPARSE = 0.12  # a smaller share of the weights is cheaper taken one by one than as a matrix product
+APART = 150  # coordinates that could be worked on while one weight is looked up
 GATHERED = 0.4  # the same where vectors are gathered for products of their own
 _ROUNDED = 1.0  # one rounding is off by at most this many u
 
@@ -148,7 +149,8 @@ class Products:
         """Whether a query's weights that are not zero are so few that they are cheaper one by one, (B,)."""
         if not self.want <= {"mean", "trace", "product"}:
             return np.zeros(len(carrying), dtype=bool)
-        return carrying < (GATHERED if self.ask.wide else SPARSE) * count
+        dim = self.p.shape[1]
+        return carrying < (GATHERED if self.ask.wide else SPARSE * dim / (dim + APART)) * count
 
     def _add_few(self, weights: Any, points: Any, places: Any) -> None:
         if self.ask.wide:

@@ -50,6 +50,10 @@ class Request:
         parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
 
+    def in_double(self) -> Request:
+        """Return the same with matrix products in float64, for results no more precise than they were to be."""
+        return replace(self, precision=min(self.precision, 0.99 * float(np.finfo(np.float32).eps)))
+
     def among(self, listed: Any) -> Request:
         """Return the same, asking about no other components than these, (B, L)."""
         return replace(self, listed=listed)

@@ -14,6 +14,7 @@ import numpy as np
 from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import SKETCH_WIDEST, Index
 from dfmath.backends.precision import ROUND_32, ROUND_64, gamma
+from dfmath.backends.request import Request
 from dfmath.backends.sweep import Problem, Tile, logit_floor, look_up, place_of_largest
 from dfmath.backends.threaded import all_pairs, chunked
 from numba import njit, prange
@@ -25,6 +26,17 @@ WORTH = 0.08  # taking up this share of the components from differences costs as
 AIM_TILE = 4096  # points looked at in one go for a good one
 
 NOTHING = np.empty((0, 0, 0), dtype=np.float32)  # bounds where there is no screen
+
+
+def crowded(ask: Request) -> Any:
+    """Whether more components matter than differences are worth, by a sample of them, (B,)."""
+    index = ask.about_index
+    points, log_weights = index.few
+    along = (ask.alpha / ask.spread)[:, None] * (ask.p @ points.T)
+    curvature = 0.5 * (ask.alpha**2 / ask.spread)[:, None] * np.sum(points**2, axis=1)
+    logits = log_weights + along - curvature
+    near = logits >= logits.max(axis=1, keepdims=True) - ask.cut[:, None]
+    return near.mean(axis=1) > WORTH
 
 
 class Screen:

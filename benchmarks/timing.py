@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 
 Call = Callable[[], Any]
 
+SHORT, BURST = 0.05, 0.1  # seconds: shorter calls are repeated for as long
 REST = 0.3  # seconds before each call: threads of the call before, OpenBLAS's above all, go on waiting busily
 
 
@@ -24,17 +26,29 @@ def interleaved(
     """Seconds of each call, once in every round, so that a slow spell of the machine hits all of them.
 
     A call that has used up `patience` seconds sits out the remaining rounds: its list is shorter, and says so. `rest`
-    is for contenders that disturb each other; threads fall asleep in it, and take milliseconds to wake.
+    is for contenders that disturb each other.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             if sum(seconds[name]) < patience:
                 time.sleep(rest)
-                begin = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(_awake(call))
     return seconds
+
+
+def _awake(call: Call) -> float:
+    """Seconds of a call; of a short one the median of some in a row: after a rest, threads take long to wake."""
+    found = [_once(call)]
+    while found[0] < SHORT and sum(found) < BURST:
+        found.append(_once(call))
+    return statistics.median(found[1:] or found)
+
+
+def _once(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def peak_memory(call: Call) -> int | None:

@@ -283,3 +283,19 @@ def test_exponentials_are_right_to_two_units_in_the_last_place(dtype, lowest):
     exponentials(found, np.empty(len(x), dtype=np.int32))
     wanted = np.exp(x.astype(np.longdouble))
     assert (np.abs(found - wanted) <= 2 * np.finfo(dtype).eps * wanted).all()
+
+
+@pytest.mark.parametrize("sigma", [0.06, 0.14, 0.3])
+def test_many_components_that_single_precision_confuses_are_taken_from_double_products(sigma):
+    """Right to 1e-5, without taking components up one by one; where few matter, they are."""
+    rng = np.random.default_rng(0)
+    points = (3.0 + rng.random((20_000, 2))).astype(np.float32)
+    x = (points[:32] + sigma * rng.standard_normal((32, 2))).astype(np.float32)
+    found = PointMasses(points).diffuse(1.0, sigma).evaluate(x)
+    with use("array-api"):
+        wanted = PointMasses(points.astype(np.float64)).diffuse(1.0, sigma).evaluate(x.astype(np.float64))
+    assert (found.exact_components == 0).mean() > 0.9
+    np.testing.assert_allclose(found.trace, wanted.trace, rtol=1e-5, atol=1e-5 / sigma**2)
+    np.testing.assert_allclose(found.score, wanted.score, rtol=1e-5, atol=1e-5 / sigma)
+    few = PointMasses(points).diffuse(1.0, 1e-3).evaluate(points[:32])
+    assert (few.exact_components > 0).all()
