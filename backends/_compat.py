@@ -63,7 +63,7 @@ def to_numpy(array: Array) -> Any:
     import numpy as np
 
     if is_torch_array(array):
-        array = array.detach()
+        return _torch_values(array)
     if is_numpy_array(array):
         return np.asarray(array)
     if is_jax_array(array):
@@ -76,6 +76,17 @@ def to_numpy(array: Array) -> Any:
         # A namespace whose host has another name: where its arrays go by default.
         home = array_namespace(array).__array_namespace_info__().default_device()
         return np.asarray(to_device(array, home))
+
+
+def _torch_values(tensor: Array) -> Any:
+    """The values of a torch tensor; inside `torch.func.jvp` and `vjp` results have no memory of their own to see."""
+    import numpy as np
+
+    tensor = tensor.detach().cpu()
+    try:
+        return tensor.numpy()
+    except RuntimeError:
+        return np.asarray(tensor.tolist()).reshape(tuple(tensor.shape))
 
 
 def has_no_values(array: Array) -> str:

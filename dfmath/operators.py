@@ -83,14 +83,14 @@ class SymmetricOperator(ABC):
         """Return eigenvalues (B, d), ascending, and orthonormal eigenvectors as columns (B, d, d)."""
         _checks.fits_in_memory("the eigenvectors", *self.shape, instead="use eigvalsh or low_rank instead")
         found = self.low_rank()
-        pair = array_namespace(self._home).linalg.eigh(self._dense()) if found is None else found.eigh()
+        pair = array_namespace(self._home).linalg.eigh(self._matrix()) if found is None else found.eigh()
         return self._out(pair[0]), self._out(pair[1])
 
     def logdet(self) -> Array:
         """Return log det M_b, (B,): -inf where the determinant is zero, NaN where it is negative."""
         xp, found = array_namespace(self._home), self.low_rank()
         if found is None:
-            sign, log_abs = xp.linalg.slogdet(self._dense())
+            sign, log_abs = xp.linalg.slogdet(self._matrix())
         else:
             sign = xp.prod(xp.sign(found.eigenvalues), axis=1)
             log_abs = xp.sum(xp.log(xp.abs(found.eigenvalues)), axis=1)
@@ -111,14 +111,14 @@ class SymmetricOperator(ABC):
         if found is not None:
             self._refuse_singular(found.eigenvalues)
             return self._out(found.solve(wide))
-        values, vectors = xp.linalg.eigh(self._dense())
+        values, vectors = xp.linalg.eigh(self._matrix())
         self._refuse_singular(values)
         rotated = xp.matmul(xp.matrix_transpose(vectors), wide[:, :, None])
         return self._out(xp.matmul(vectors, rotated / values[:, :, None])[:, :, 0])
 
     def _eigenvalues(self) -> Array:
         found = self.low_rank()
-        return array_namespace(self._home).linalg.eigvalsh(self._dense()) if found is None else found.eigenvalues
+        return array_namespace(self._home).linalg.eigvalsh(self._matrix()) if found is None else found.eigenvalues
 
     def _refuse_singular(self, values: Array) -> None:
         xp = array_namespace(values)
@@ -159,6 +159,10 @@ class SymmetricOperator(ABC):
     def _dense(self) -> Array:
         _checks.fits_in_memory("the dense matrices", *self.shape, instead="use matvec, diagonal or trace instead")
         return self.forms("dense").dense
+
+    def _matrix(self) -> Array:
+        """What is decomposed: the matrices, or where they are not symmetric the part of them that is."""
+        return self._dense()
 
     def _out(self, value: Array | None) -> Array:
         return array_namespace(self._home).astype(value, self._dtype, copy=False)
