@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from dfmath.integrations.torch import ScoreNetwork
@@ -115,8 +115,3 @@ def _martingale(score: Tensor, before: Tensor | None) -> tuple[float, float]:
 
 def _mean_and_error(samples: Tensor) -> tuple[float, float]:
     return samples.mean().item(), samples.std().item() / math.sqrt(len(samples))
-
-
-def as_dict(found: Calibration) -> dict[str, Any]:
-    """All columns by name, for tables and JSON."""
-    return {name: list(column) for name, column in vars(found).items()}

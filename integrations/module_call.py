@@ -47,6 +47,12 @@ class ModuleCall:
     unconditional: Mapping[str, Any] | None = None
     guidance: float = 1.0
     sigma_data: float = 0.5
+    wraps: Any = None
+
+    @property
+    def owner(self) -> Any:
+        """Whose parameters and mode these are: the module, or the one that a function calls."""
+        return self.module if self.wraps is None else self.wraps
 
     def levels(self, x: Tensor, t: Any) -> Levels:
         """Times as (B,), with (alpha, sigma); ValueError where the schedule, or a discrete network, has none such."""
@@ -109,7 +115,7 @@ class ModuleCall:
 
     def _evaluate(self, state: Tensor, time: Tensor, keywords: Mapping[str, Any]) -> Tensor:
         """Call the module in its own dtype, and return its output in that of the state."""
-        dtype = module_dtype(self.module) or state.dtype
+        dtype = module_dtype(self.owner) or state.dtype
         time = time.to(dtype) if time.is_floating_point() else time
         found = self.module(state.to(dtype), time, **keywords)
         _check_output(found, state)
@@ -125,7 +131,7 @@ def predict(call: ModuleCall, x: Tensor, levels: Levels, target: Prediction) -> 
 def evaluate(call: ModuleCall, x: Tensor, levels: Levels, target: Prediction) -> Tensor:
     """Return one prediction from a module that is left as it was found, with a graph where x requires grad."""
     graph = torch.is_grad_enabled() and x.requires_grad
-    with torch.set_grad_enabled(graph), left_as_found(call.module, x):
+    with torch.set_grad_enabled(graph), left_as_found(call.owner, x):
         found = predict(call, x, levels, target)
     _checks.finite_rows("the module's output", found.detach())
     return found
@@ -136,11 +142,15 @@ def _check_output(found: Any, state: Tensor) -> None:
     wanted = f"module must return one tensor of shape {tuple(state.shape)}"
     if not isinstance(found, torch.Tensor):
         part = ".sample" if hasattr(found, "sample") else "[0]" if isinstance(found, tuple | list) else ""
-        remedy = f"; wrap it: lambda x, t, **kw: module(x, t, **kw){part}" if part else ""
+        remedy = f"; give lambda x, t, **kw: module(x, t, **kw){part}, and wraps=module" if part else ""
         raise TypeError(f"{wanted}, got {_checks.describe(found)}{remedy}")
     if found.shape != state.shape:
         twice = state.ndim > 1 and found.shape == (len(state), 2 * state.shape[1], *state.shape[2:])
-        remedy = "; where the other half is a variance, wrap it to return the first" if twice else ""
+        remedy = (
+            "; where half of it is a variance, give a function that returns the other, and wraps=module"
+            if twice
+            else ""
+        )
         raise ValueError(f"{wanted}, got shape {tuple(found.shape)}{remedy}")
     if not found.is_floating_point():
         raise TypeError(f"{wanted} and a floating dtype, got {found.dtype}")

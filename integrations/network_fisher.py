@@ -91,7 +91,7 @@ class NetworkFisher(SymmetricOperator):
         call = self.call.repeated(columns, rows)
         states, levels = x.repeat(columns, *(1,) * (x.ndim - 1)), self.levels.take(torch.arange(rows).repeat(columns))
         tangents = probes.movedim(2, 0).reshape(states.shape).to(x.dtype)
-        with torch.no_grad(), left_as_found(call.module, x):
+        with torch.no_grad(), left_as_found(call.owner, x):
             product = _DERIVE[self.derivative](lambda s: predict(call, s, levels, "score"), states, tangents)
         product = product.detach().reshape(columns, rows, dim).movedim(0, 2)
         _checks.finite_rows("the network's derivative", product)

@@ -65,6 +65,8 @@ class ScoreNetwork:
         How products with the Jacobian are made unless `fisher` is told: ``jvp``, ``vjp`` or ``double-backward``.
     sigma_data
         Of ``edm``.
+    wraps
+        The `nn.Module` that a function calls, if `module` is one: its mode, dtype and device count.
 
     Raises
     ------
@@ -97,9 +99,12 @@ class ScoreNetwork:
         guidance: float = 1.0,
         derivative: Derivative = "jvp",
         sigma_data: float = 0.5,
+        wraps: torch.nn.Module | None = None,
     ) -> None:
         if not callable(module):
             raise TypeError(f"module must be an nn.Module or a function, got {_checks.describe(module)}")
+        if wraps is not None and not isinstance(wraps, torch.nn.Module):
+            raise TypeError(f"wraps must be an nn.Module, got {_checks.describe(wraps)}")
         _checks.instance("schedule", schedule, Schedule)
         _checks.one_of("prediction", prediction, OUTPUTS)
         check_time_input(time, prediction, schedule)
@@ -116,7 +121,16 @@ class ScoreNetwork:
         self.derivative: Derivative = derivative
         shape = None if event_shape is None else tuple(_checks.positive_integer("event_shape", n) for n in event_shape)
         self.call = ModuleCall(
-            module, schedule, prediction, time, shape, dict(conditioning or {}), unconditional, guidance, sigma_data
+            module,
+            schedule,
+            prediction,
+            time,
+            shape,
+            dict(conditioning or {}),
+            unconditional,
+            guidance,
+            sigma_data,
+            wraps,
         )
 
     def __repr__(self) -> str:
@@ -187,7 +201,7 @@ class ScoreNetwork:
             raise ValueError(f"x must have shape (B, ...), got {_checks.describe(x)}")
         if event is not None and tuple(x.shape[1:]) not in (event, (math.prod(event),)):
             raise ValueError(f"x must have shape (B, {', '.join(map(str, event))}), or flattened, got {tuple(x.shape)}")
-        check_device(self.call.module, x)
+        check_device(self.call.owner, x)
         _checks.finite_rows("x", x.detach())
         return x
 

@@ -181,13 +181,13 @@ def test_everything_is_left_as_it_was_found():
     net[2].eval()
     net[0].bias.requires_grad_(False)
     modes, flags = [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
-    network = ScoreNetwork(lambda x, t: net(x), VP.linear())
+    network = ScoreNetwork(lambda x, t: net(x), VP.linear(), wraps=net)
     direct = ScoreNetwork(_WithTime(net), VP.linear())
     x, before = torch.randn(5, 4), torch.get_rng_state()
     for found in (direct, network):
         results = [found.score(x, 0.5), found.fisher(x, 0.5).trace(), found.fisher(x, 0.5, "vjp") @ x[:, :, None]]
         assert not any(r.requires_grad for r in results)
-    assert torch.equal(direct.score(x, 0.5), direct.score(x, 0.5)), "dropout was on"
+        assert torch.equal(found.score(x, 0.5), found.score(x, 0.5)), "dropout was on"
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == flags and all(p.grad is None for p in net.parameters())
@@ -311,7 +311,7 @@ class _Output:
 @pytest.mark.parametrize(
     ("module", "kind", "words"),
     [
-        (lambda x, t: (x, x), TypeError, r"tuple.*module\(x, t, \*\*kw\)\[0\]"),
+        (lambda x, t: (x, x), TypeError, r"tuple.*module\(x, t, \*\*kw\)\[0\], and wraps"),
         (lambda x, t: _Output(), TypeError, r"_Output.*\.sample"),
         (lambda x, t: None, TypeError, "NoneType"),
         (lambda x, t: x[:, :3], ValueError, r"shape \(2, 4\), got shape \(2, 3\)"),
@@ -338,6 +338,7 @@ def test_wrong_modules_are_refused(module, kind, words):
         ({"guidance": math.inf, "unconditional": {}}, ValueError, "finite"),
         ({"derivative": "jacobian"}, ValueError, "derivative"),
         ({"sigma_data": 0.0}, ValueError, "sigma_data"),
+        ({"wraps": len}, TypeError, "wraps"),
         ({"event_shape": (0, 3)}, ValueError, "event_shape"),
     ],
 )
