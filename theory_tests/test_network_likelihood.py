@@ -70,6 +70,8 @@ def test_hutchinson_is_unbiased_and_knows_its_error(prior):
     again = network_log_likelihood(ideal(prior, schedule), x, 0.05, 1.0, probes=300, seed=0, **options)
     other = network_log_likelihood(ideal(prior, schedule), x, 0.05, 1.0, probes=300, seed=1, **options)
     assert torch.equal(found.log_density, again.log_density) and not torch.equal(found.log_density, other.log_density)
+    some = network_log_likelihood(ideal(prior, schedule), x[:2], 0.05, 1.0, probes=300, seed=0, **options)
+    torch.testing.assert_close(some.log_density, found.log_density[:2], rtol=1e-9, atol=1e-9)  # probes stay with rows
     single = network_log_likelihood(ideal(prior, schedule), x, 0.05, 1.0, **options)
     assert single.standard_error.isnan().all()
 

@@ -187,7 +187,9 @@ def test_everything_is_left_as_it_was_found():
     for found in (direct, network):
         results = [found.score(x, 0.5), found.fisher(x, 0.5).trace(), found.fisher(x, 0.5, "vjp") @ x[:, :, None]]
         assert not any(r.requires_grad for r in results)
-        assert torch.equal(found.score(x, 0.5), found.score(x, 0.5)), "dropout was on"
+        with torch.no_grad():
+            wanted = net[2][1](net[0](x))
+        torch.testing.assert_close(found.noise(x, 0.5), wanted, msg="dropout was on")
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == flags and all(p.grad is None for p in net.parameters())
@@ -200,6 +202,12 @@ class _WithTime(nn.Module):
 
     def forward(self, x, t):
         return self.net(x)
+
+
+def test_modules_may_draw_random_numbers():
+    network, before = ScoreNetwork(lambda x, t: torch.randn_like(x), VP.linear()), torch.get_rng_state()
+    network.score(torch.zeros(3, 2), 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_modes_are_put_back_after_errors():
