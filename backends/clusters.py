@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ class Clusters:
         _list(reached, self.members, few, listed)
         return few, listed
 
-    @property
+    @cached_property
     def _lengths(self) -> Any:
         return np.linalg.norm(self.centres, axis=1) + self.radii
 
