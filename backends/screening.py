@@ -23,14 +23,20 @@ ROUND_UP = 2.0**-22  # more than float32 and the arithmetic before it round
 LARGEST = 3e38  # in float32
 WORTH = 0.08  # taking up this share of the components from differences costs as much as a product with all of them
 
+TELLING = 64  # dimensions up to which float64 products cost little more than a screen, if they were not needed
 AIM_TILE = 4096  # points looked at in one go for a good one
 
 NOTHING = np.empty((0, 0, 0), dtype=np.float32)  # bounds where there is no screen
 
 
 def crowded(ask: Request) -> Any:
-    """Whether more components matter than differences are worth, by a sample of them, (B,)."""
+    """Whether more components matter than differences are worth, by a sample of them, (B,).
+
+    In many dimensions the nearest of a sample says little of the nearest of all, and a mistake costs much.
+    """
     index = ask.about_index
+    if ask.components.dim > TELLING:
+        return np.zeros(len(ask.queries), dtype=bool)
     points, log_weights = index.few
     along = (ask.alpha / ask.spread)[:, None] * (ask.p @ points.T)
     curvature = 0.5 * (ask.alpha**2 / ask.spread)[:, None] * np.sum(points**2, axis=1)
