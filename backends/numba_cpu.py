@@ -232,7 +232,7 @@ def _swept(ask: Request) -> Moments:
     whole, stop = whole_tile(components), 0
     while stop < components.count:
         # A sketch leaves so few points over that they need not stay near.
-        start, step = stop, TILE_MOST if pilot is not None and pilot.sketch is not None else near
+        start, step = stop, TILE_MOST if pilot is not None and pilot.sketched else near
         stop = min(start + step, components.count)
         tile = whole.part(start, stop)
         sweep(problem, tile, NOTHING if pilot is None else pilot.bounds(tile, start, stop), state, block)

@@ -1,4 +1,6 @@
-"""Bounds on the logits of all components from one float32 product, or from a smaller one along principal directions.
+"""Bounds on the logits of all components from a float32 product, or from a cheaper one.
+
+Cheaper are products along principal directions, and bfloat16 ones where the CPU has units for them.
 
 The bounds are rigorous: |fl(a . b) - a . b| <= gamma_n |a| |b| holds for every order of summation, with or without
 fused multiply-adds; norms and N are float64, and their errors are counted too. See `index` for the inequality.
@@ -7,10 +9,10 @@ fused multiply-adds; norms and N are float64, and their errors are counted too. 
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from dfmath.backends import bfloat16
 from dfmath.backends.components import LOG_2PI
 from dfmath.backends.index import SKETCH_WIDEST, Index
 from dfmath.backends.precision import ROUND_32, ROUND_64, gamma
@@ -24,7 +26,7 @@ LARGEST = 3e38  # in float32
 WORTH = 0.08  # taking up this share of the components from differences costs as much as a product with all of them
 
 TELLING = 64  # dimensions up to which float64 products cost little more than a screen, if they were not needed
-AIM_TILE = 4096  # points looked at in one go for a good one
+AIM_TILE = 4096  # points looked at in one go for a good one: the first of them, or all where that is cheap
 
 NOTHING = np.empty((0, 0, 0), dtype=np.float32)  # bounds where there is no screen
 
@@ -45,16 +47,19 @@ def crowded(ask: Request) -> Any:
     return near.mean(axis=1) > WORTH
 
 
-class Screen:
-    """Bounds for a block of queries, tile by tile: by the plain product, or by the sketch."""
+Kind = Literal["sketch", "bfloat16", "float32"]
 
-    def __init__(self, problem: Problem, index: Index, sketched: bool) -> None:
-        self.problem, self.index, self.sketch = problem, index, index.sketch if sketched else None
+
+class Screen:
+    """Bounds for a block of queries, tile by tile, by one kind of product."""
+
+    def __init__(self, problem: Problem, index: Index, kind: Kind) -> None:
+        self.problem, self.index, self.kind = problem, index, kind
+        self.sketch = index.sketch if kind == "sketch" else None
         p = index.offsets(problem.queries, problem.alpha)
         self.length = np.linalg.norm(p, axis=1)
         along = p if self.sketch is None else p @ self.sketch.directions.T
-        rest = self.length**2 - np.linalg.norm(along, axis=1) ** 2
-        self.rest = np.zeros(len(p)) if self.sketch is None else np.sqrt(np.maximum(rest, 0.0))
+        self.rest = self._rest(along)
         self.unit = np.ldexp(1.0, np.frexp(self.length)[1])  # so that float32 neither over- nor underflows
         self.along = np.ascontiguousarray((along / self.unit[:, None]).astype(np.float32))
         dim, width = p.shape[1], along.shape[1]
@@ -63,53 +68,72 @@ class Screen:
         # N is the root of a difference, known to the root of its error.
         self.kappa = rounding if self.sketch is None else rounding + np.sqrt(gamma(8 * (dim + width), ROUND_64))
 
+    def _rest(self, along: Any) -> Any:
+        """What p . v may be more than the product says, divided by the rest of v, (B,)."""
+        if self.sketch is not None:
+            return np.sqrt(np.maximum(self.length**2 - np.linalg.norm(along, axis=1) ** 2, 0.0))
+        return (bfloat16.error(along.shape[1]) if self.kind == "bfloat16" else 0.0) * self.length
+
+    def _factors(self, start: int, stop: int) -> tuple[Any, float, Any]:
+        """Return what the queries are multiplied with, its unit, and the rest of v, (N,)."""
+        if self.sketch is not None:
+            return self.sketch.coordinates[start:stop], self.index.unit, self.sketch.rest[start:stop]
+        points, unit = self.index.centred(start, stop, np.float32), self.index.unit_of(np.float32)
+        return points, unit, self.index.norms[start:stop]
+
     def bounds(self, tile: Tile, start: int, stop: int, best: Any) -> tuple[Any, Any]:
         """Upper bounds on the logits of a tile's components, and how many of them reach what `best` leaves (B,)."""
-        if self.sketch is None:
-            points, unit = self.index.centred(start, stop, np.float32), self.index.unit_of(np.float32)
-            rests = np.zeros(stop - start)
-        else:
-            points, unit, rests = self.sketch.coordinates[start:stop], self.index.unit, self.sketch.rest[start:stop]
+        points, unit, rests = self._factors(start, stop)
         upper, reaching = chunked(len(self.along), stop - start, np.float32), np.zeros(len(self.along), dtype=np.int64)
-        all_pairs(self.along, points, upper)
+        (bfloat16.all_pairs if self.kind == "bfloat16" else all_pairs)(self.along, points, upper)
         sides = self.unit * unit, self.length, self.rest, self.slip
         _bound(self.problem, tile, upper, *sides, self.index.norms[start:stop], rests, self.kappa, best, reaching)
         return upper, reaching
 
 
 class Pilot:
-    """Chooses for each tile the cheapest bounds that leave few enough components: the sketch's, then the product's."""
+    """Chooses for each tile the cheapest bounds that leave few enough components."""
 
     def __init__(self, problem: Problem, index: Index, best: Any) -> None:
-        self.index, self.best = index, best
-        self.problem = problem
+        self.problem, self.index, self.best = problem, index, best
         index.queries += len(problem.queries)
-        pays = index.queries >= 2 * SKETCH_WIDEST and index.sketch is not None
-        self.sketch = Screen(problem, index, sketched=True) if pays else None
-        if self.sketch is not None:
-            self._aim(self.sketch)
+        pays: dict[Kind, bool] = {
+            "sketch": index.queries >= 2 * SKETCH_WIDEST and index.sketch is not None,
+            "bfloat16": bfloat16.pays(problem.queries.shape[1]),
+            "float32": True,
+        }
+        self.kinds = [kind for kind in pays if pays[kind]]
+        self._screens: dict[Kind, Screen] = {}
+        if len(self.kinds) > 1:
+            self._aim(len(index.norms) if self.sketched else AIM_TILE)
 
-    @cached_property
-    def product(self) -> Screen:
-        """The plain product, made when it is needed."""
-        return Screen(self.problem, self.index, sketched=False)
+    @property
+    def sketched(self) -> bool:
+        """Whether the sketch is what is asked."""
+        return self.kinds[0] == "sketch"
 
     def bounds(self, tile: Tile, start: int, stop: int) -> Any:
-        """Bounds for one tile; a sketch that left too many over is not asked again."""
-        if self.sketch is not None:
-            upper, reaching = self.sketch.bounds(tile, start, stop, self.best)
-            if reaching.sum() <= WORTH * len(reaching) * (stop - start):
-                return upper
-            self.sketch = None
-        return self.product.bounds(tile, start, stop, self.best)[0]
+        """Bounds for one tile; a screen that left too many over is not asked again."""
+        upper, reaching = self._screen().bounds(tile, start, stop, self.best)
+        if len(self.kinds) == 1 or reaching.sum() <= WORTH * len(reaching) * (stop - start):
+            return upper
+        self.kinds.pop(0)
+        return self.bounds(tile, start, stop)
 
-    def _aim(self, sketch: Screen) -> None:
+    def _screen(self) -> Screen:
+        """The cheapest screen still asked, made when it is needed."""
+        kind = self.kinds[0]
+        if kind not in self._screens:
+            self._screens[kind] = Screen(self.problem, self.index, kind)
+        return self._screens[kind]
+
+    def _aim(self, count: int) -> None:
         """Find a good component for each query, so that from the first tile on little is left over."""
-        count, step = len(self.index.norms), AIM_TILE
+        count, screen = min(count, len(self.index.norms)), self._screen()
         promising, hopes = np.zeros(len(self.best), dtype=np.int64), np.full(len(self.best), -np.inf)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            upper, _ = sketch.bounds(self.index.whole.part(start, stop), start, stop, self.best)
+        for start in range(0, count, AIM_TILE):
+            stop = min(start + AIM_TILE, count)
+            upper, _ = screen.bounds(self.index.whole.part(start, stop), start, stop, self.best)
             _keep_largest(upper, start, stop, promising, hopes)
         look_up(self.problem, self.index.whole, promising, self.best)
 

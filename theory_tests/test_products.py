@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clouds import asked, cloud, clouds, exact_logits, exact_residuals
-from dfmath.backends import index, numba_cpu, posterior_moments, products, screening, use
+from dfmath.backends import bfloat16, index, numba_cpu, posterior_moments, products, screening, use
 from dfmath.backends.index import Index, index_of
 from dfmath.backends.numba_arithmetic import exp_in_place
 from dfmath.backends.threaded import all_pairs, chunked, threads, weighted_sums
@@ -20,45 +21,94 @@ from threadpoolctl import threadpool_info
 
 from dfmath import GaussianMixture, PointMasses
 
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 
-def screened(ask, sketched, monkeypatch):
+
+def screened(ask, kind, monkeypatch):
     """All upper bounds of a screen, (B, N)."""
     monkeypatch.setattr(index, "SAMPLE", 1)
     monkeypatch.setattr(index, "SKETCH_LEAST", 1)
     monkeypatch.setattr(index, "SKETCH_SHARE", 2)
     here, count = Index(ask.components), ask.components.count
-    if sketched and here.sketch is None:
+    if kind == "sketch" and here.sketch is None:
         return None
-    screen = screening.Screen(numba_cpu._problem(ask), here, sketched)
+    screen = screening.Screen(numba_cpu._problem(ask), here, kind)
     upper, _ = screen.bounds(here.whole, 0, count, np.full(len(ask.queries), -np.inf))
     return np.concatenate(list(upper), axis=1)[:, :count]
 
 
-@pytest.mark.parametrize("sketched", [False, True])
+KINDS = ["sketch", pytest.param("bfloat16", marks=needs_torch), "float32"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(**clouds)
 @settings(max_examples=80)
-def test_bounds_are_above_the_logits(sketched, seed, count, dim, offset, scale, noise, dtype):
+def test_bounds_are_above_the_logits(kind, seed, count, dim, offset, scale, noise, dtype):
     """For every component and query, however near, far or crowded [MATH 4.8]."""
     points = cloud(seed, count, dim, offset, scale, dtype)
     rng, alpha, sigma = np.random.default_rng(seed + 1), 0.7, scale * noise
     x = alpha * points[rng.integers(len(points), size=3)].astype(np.float64) + sigma * rng.standard_normal((3, dim))
     ask = asked(points, x, alpha, sigma)
     with pytest.MonkeyPatch.context() as patch:
-        upper = screened(ask, sketched, patch)
+        upper = screened(ask, kind, patch)
     if upper is None:
         return
     exact = exact_logits(points, ask.components.log_weights[0], x, alpha, sigma)
     assert (upper >= exact).all()
 
 
-def test_bounds_without_their_rounding_terms_are_not(monkeypatch):
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_bounds_without_their_rounding_terms_are_not(kind, monkeypatch):
     """The test above can fail: bounds from the product alone are below some logits."""
     points = cloud(0, 24, 200, 0.0, 1.0, np.float32)
     x = 0.7 * points[:3].astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal((3, 200))
     ask = asked(points, x, 0.7, 0.001)
     monkeypatch.setattr(screening, "gamma", lambda terms, unit: 0.0)
-    upper = screened(ask, False, monkeypatch)
+    monkeypatch.setattr(bfloat16, "error", lambda dim: 2.0**-12)
+    upper = screened(ask, kind, monkeypatch)
     assert (upper < exact_logits(points, ask.components.log_weights[0], x, 0.7, 0.001)).any()
+
+
+@needs_torch
+def test_bfloat16_is_rounded_as_torch_does():
+    """To nearest, ties to even, and back without loss; chunks beyond the last point stay as they are."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    x, points = (rng.standard_normal((count, 300)).astype(np.float32) for count in (5, 37))
+    x[0, :4] = [1.0 + 2.0**-8, 1.0 + 3.0 * 2.0**-8, -1.0 - 2.0**-8, 0.0]  # two ties, a negative one
+    out = np.full((4, 5, 10), np.float32(7.0))
+    bfloat16.all_pairs(x, points, out)
+    rounded = torch.from_numpy(x).to(torch.bfloat16), torch.from_numpy(points).to(torch.bfloat16)
+    wanted = (rounded[0] @ rounded[1].T).float().numpy()
+    np.testing.assert_array_equal(np.concatenate(list(out), axis=1)[:, :37], wanted)
+    assert (out[3, :, 7:] == 7.0).all()
+
+
+@needs_torch
+def test_a_cpu_with_matrix_units_gets_the_same_results(monkeypatch):
+    """The bfloat16 screen leaves few points over and changes nothing; float32 is asked what it can't tell apart."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((3000, 300)).astype(np.float32)
+    q, asked_for = PointMasses(points), []
+    plain = screening.Screen.bounds
+
+    def counting(self, *args):
+        asked_for.append(self.kind)
+        return plain(self, *args)
+
+    monkeypatch.setattr(bfloat16, "matrix_units", lambda: True)
+    monkeypatch.setattr(numba_cpu, "TRY", 0.0)
+    monkeypatch.setattr(screening.Screen, "bounds", counting)
+    for sigma, kinds in ((0.3, {"bfloat16"}), (20.0, {"bfloat16", "float32"})):
+        asked_for.clear()
+        x = points[:20] + sigma * rng.standard_normal((20, 300)).astype(np.float32)
+        found = q.diffuse(1.0, sigma).evaluate(x, ["trace"])
+        assert set(asked_for) == kinds
+        with use("array-api"):
+            wanted = q.diffuse(1.0, sigma).evaluate(x, ["trace"])
+        np.testing.assert_allclose(found.score, wanted.score, rtol=1e-5, atol=1e-5 * np.abs(wanted.score).max())
+        np.testing.assert_allclose(found.trace, wanted.trace, rtol=1e-5)
 
 
 @given(**clouds)
