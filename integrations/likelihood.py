@@ -1,4 +1,7 @@
-"""Likelihoods under a score network: the probability flow with the divergence of one's choice [MATH 2.4]."""
+"""Likelihoods under a score network: the probability flow with the divergence of one's choice [MATH 2.4].
+
+Or none: by the I-MMSE identity.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,23 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from dfmath.backends._compat import accumulation_dtype, array_namespace
+from dfmath.integrations.i_mmse import NODES, i_mmse_log_densities
 from dfmath.integrations.module_call import Levels, ModuleCall, evaluate
 from dfmath.integrations.network_fisher import NetworkFisher
 from dfmath.integrations.torch import ScoreNetwork
+from dfmath.integrations.trace_model import TraceModel
 
 from dfmath import _checks
 from dfmath.flow import check_tolerances
-from dfmath.runge_kutta import Block, integrate
+from dfmath.runge_kutta import Block, Solution, integrate
 
 Tensor: TypeAlias = torch.Tensor
-Trace: TypeAlias = "Literal['exact', 'hutchinson'] | Callable[[Tensor, Tensor], Tensor]"
+Trace: TypeAlias = "Literal['exact', 'hutchinson', 'i-mmse'] | TraceModel | Callable[[Tensor, Tensor], Tensor]"
+TRACES = ("exact", "hutchinson", "i-mmse")
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,12 @@ class NetworkLikelihood:
     log_density
         (B,) in nats, of the whole state.
     standard_error
-        (B,) over the probes of ``hutchinson``; 0 where the trace is not stochastic, NaN for a single probe.
+        (B,) over the probes of ``hutchinson`` or draws of ``i-mmse``; 0 where nothing is stochastic, NaN for one.
     evaluations
-        (B,) evaluations of the drift; each is one of the network and one of the trace.
+        (B,) evaluations of the drift, each one of the network and one of the trace; for ``i-mmse``, of the network.
     error_estimate
-        (B,) estimated Euclidean error of the end points x/alpha, as in `dfmath.flow.FlowResult`.
+        (B,) estimated Euclidean error of the end points x/alpha, as in `dfmath.flow.FlowResult`; NaN for a fixed grid,
+        0 for ``i-mmse``, which has no trajectories.
     """
 
     log_density: Tensor
@@ -71,6 +78,7 @@ def network_log_likelihood(
     terminal: Callable[[Tensor], Tensor] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    steps: int | None = None,
 ) -> NetworkLikelihood:
     r"""Return log q_start(x) by carrying states along a network's probability flow to high noise [MATH 2.4].
 
@@ -90,14 +98,20 @@ def network_log_likelihood(
     start, end
         Times of low and of high noise.
     trace
-        ``exact``: d products with the Jacobian; ``hutchinson``: random ones, the same along a trajectory, unbiased; or
-        a function of (x, t (B,)) that returns tr F, such as a trained trace head.
+        ``exact``: d products with the Jacobian; ``hutchinson``: random ones, the same along a trajectory, unbiased; a
+        `TraceModel` of this network, whose head rides on the drift's own evaluation, in either form [MATH 4.1, 4.3]; a
+        function of (x, t (B,)) that returns tr F; or ``i-mmse``: no flow, the loss of the state noised further, over
+        all levels. That is unbiased for an ideal network, where the others are right for a network that is a gradient.
     probes, seed
-        Of ``hutchinson``: Rademacher vectors for each state, from torch's CPU generator.
+        Of ``hutchinson``: Rademacher vectors for each state; of ``i-mmse``: pairs of noises at each of 40 levels. From
+        torch's CPU generator.
     terminal
         Log density (B,) of states (B, ...) at time `end`; N(0, sigma^2 I) by default.
     rtol, atol
         As for `dfmath.probability_flow`; networks of single precision need at least about 1e-6.
+    steps
+        Where given, so many equal steps of log rho by the classical Runge-Kutta method of order 4 for all states, four
+        evaluations each, instead of an adaptive grid.
 
     Returns
     -------
@@ -115,24 +129,78 @@ def network_log_likelihood(
         warnings.warn("a guided field belongs to no density: this is no likelihood", stacklevel=2)
     if network.call.time == "discrete":
         raise ValueError("network is told whole times only, and a flow needs those between: use time='continuous'")
-    if not callable(trace):
-        _checks.one_of("trace", trace, ("exact", "hutchinson"))
+    _check_trace(trace, network)
     rtol, atol = check_tolerances(rtol, atol, network.door(x))
-    flow = _Flow(network, x, trace, _checks.positive_integer("probes", probes), _checks.random_seed(seed))
+    probes, seed = _checks.positive_integer("probes", probes), _checks.random_seed(seed)
     first, last = _log_rho(network, "start", start), _log_rho(network, "end", end)
     (alpha, _), (last_alpha, last_sigma) = network.schedule(float(start)), network.schedule(float(end))
-    solution = integrate(flow.drift, flow.tangent, flow.begin(alpha), first, last, flow.blocks(rtol, atol), rtol)
+    at_end = terminal or (lambda x: _normal(x, last_sigma))
+    if trace == "i-mmse":
+        return _by_losses(network, x, (first, last), at_end, probes, seed)
+    flow = _Flow(network, x, trace, probes, seed)
+    solution = _integrate(flow, flow.begin(alpha), first, last, (rtol, atol), steps)
     state = last_alpha * solution.state[:, : flow.dim].reshape(x.shape)
-    log_terminal = _normal(state, last_sigma) if terminal is None else terminal(state.to(x.dtype))
     # log q(x) = log q(z) - d log alpha, at both ends.
     moved = flow.dim * math.log(last_alpha / alpha)
     change = solution.state[:, flow.dim : flow.dim + flow.channels]
     return NetworkLikelihood(
-        (log_terminal + moved - change.mean(dim=1)).to(x.dtype),
+        (at_end(state.to(x.dtype)) + moved - change.mean(dim=1)).to(x.dtype),
         _standard_error(change, flow.stochastic).to(x.dtype),
         torch.as_tensor(solution.evaluations, device=x.device),
         solution.error.norm(dim=1).to(x.dtype),
     )
+
+
+def _check_trace(trace: Any, network: ScoreNetwork) -> None:
+    if isinstance(trace, TraceModel):
+        if trace.network.call.owner is not network.call.owner:
+            raise ValueError("trace must be a TraceModel of this network, got one of another")
+    elif not callable(trace):
+        _checks.one_of("trace", trace, TRACES)
+
+
+def _by_losses(
+    network: ScoreNetwork,
+    x: Tensor,
+    log_rhos: tuple[float, float],
+    terminal: Callable[[Tensor], Tensor],
+    draws: int,
+    seed: int,
+) -> NetworkLikelihood:
+    """The I-MMSE estimate; its draws are made row by row, so that they stay with their rows."""
+    low, high = (math.exp(log_rho) for log_rho in log_rhos)
+    if not low < high:
+        raise ValueError("end must be a time of more noise than start where trace is 'i-mmse', which noises further")
+    dtype, generator = accumulation_dtype(array_namespace(x), x), torch.Generator().manual_seed(seed)
+    shape = (draws, NODES + 1, math.prod(x.shape[1:]))
+    noises = torch.stack([torch.randn(shape, generator=generator, dtype=dtype) for _ in x]).to(x.device)
+    found = i_mmse_log_densities(network, x.detach(), (low, high), terminal, noises)
+    number = torch.full((len(x),), 2 * NODES * draws, device=x.device)
+    error = _standard_error(found, stochastic=True).to(x.dtype)
+    return NetworkLikelihood(found.mean(dim=1).to(x.dtype), error, number, torch.zeros_like(error))
+
+
+def _integrate(
+    flow: _Flow, y: Tensor, first: float, last: float, tolerances: tuple[float, float], steps: int | None
+) -> Solution:
+    rtol, atol = tolerances
+    if steps is None:
+        return integrate(flow.drift, flow.tangent, y, first, last, flow.blocks(rtol, atol), rtol)
+    steps = _checks.positive_integer("steps", steps)
+    h = (last - first) / steps
+    for i in range(steps):
+        y = _classical_step(flow.drift, torch.full_like(y[:, 0], first + i * h), y, h)
+    number = torch.full((len(y),), 4 * steps, device=y.device)
+    return Solution(y, number, torch.full((len(y), flow.dim), math.nan, dtype=y.dtype, device=y.device))
+
+
+def _classical_step(drift: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, h: float) -> Tensor:
+    """Kutta's method of order 4."""
+    a = drift(t, y)
+    b = drift(t + 0.5 * h, y + 0.5 * h * a)
+    c = drift(t + 0.5 * h, y + 0.5 * h * b)
+    d = drift(t + h, y + h * c)
+    return y + (h / 6.0) * (a + 2.0 * b + 2.0 * c + d)
 
 
 class _Flow:
@@ -167,9 +235,10 @@ class _Flow:
     def drift(self, log_rho: Tensor, y: Tensor) -> Tensor:
         """Slopes of all coordinates."""
         x, levels, call, rows = self._at(log_rho, y)
-        noise = evaluate(call, x, levels, "eps").reshape(len(x), -1).to(y.dtype)
-        growth = -(levels.sigma**2)[:, None] * self._traces(x, levels, call, rows).to(y.dtype)
-        return torch.cat([torch.exp(log_rho)[:, None] * noise, growth, torch.zeros_like(y[:, -1:])], dim=1)
+        noise, traces = self._noise_and_traces(x, levels, call, rows)
+        growth = -(levels.sigma**2)[:, None] * traces.to(y.dtype)
+        moved = torch.exp(log_rho)[:, None] * noise.flatten(1).to(y.dtype)
+        return torch.cat([moved, growth, torch.zeros_like(y[:, -1:])], dim=1)
 
     def tangent(self, log_rho: Tensor, y: Tensor, e: Tensor) -> Tensor:
         """sigma^2 F e."""
@@ -185,8 +254,14 @@ class _Flow:
         x = (levels.alpha[:, None] * y[:, : self.dim]).reshape(-1, *self.x.shape[1:]).to(self.x.dtype)
         return x, levels, self.network.call.of_rows(rows, len(self.x)), rows
 
+    def _noise_and_traces(self, x: Tensor, levels: Levels, call: ModuleCall, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """eps_th, and tr F or its estimates (b, channels)."""
+        if isinstance(self.trace, TraceModel):
+            noise, trace = self.trace.evaluate(x, levels, call)
+            return noise, trace[:, None]
+        return evaluate(call, x, levels, "eps"), self._traces(x, levels, call, rows)
+
     def _traces(self, x: Tensor, levels: Levels, call: ModuleCall, rows: Tensor) -> Tensor:
-        """Tr F, or its estimates, (b, channels)."""
         if callable(self.trace):
             return self.trace(x, levels.t).reshape(-1, 1)
         fisher = NetworkFisher(call, x, levels, self.network.derivative)
