@@ -1,10 +1,14 @@
-"""The examples in docstrings print what they say."""
+"""The examples in docstrings and in the README print what they say."""
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +36,28 @@ def _module(name):
         return importlib.import_module(name)
     except ImportError:
         return dfmath
+
+
+def _number(word):
+    try:
+        return float(word.strip("[](),"))
+    except ValueError:
+        return None
+
+
+def _same(printed, said):
+    """Word by word; numbers to six digits."""
+    pairs = list(zip(printed.split(), said.split(), strict=True))
+    return all(a == b if _number(a) is None else _number(a) == pytest.approx(_number(b), rel=1e-6) for a, b in pairs)
+
+
+def test_the_readme_prints_what_it_says():
+    """One after the other in one session, as a reader would type them."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks, names = re.findall(r"```python\n(.*?)```(?:\s*```\n(.*?)```)?", text, re.DOTALL), {}
+    assert len(blocks) >= 4
+    for code, said in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert _same(printed.getvalue(), said), (printed.getvalue(), said)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from dfmath.integrations.images import dequantise
 from dfmath.integrations.likelihood import NetworkLikelihood, network_log_likelihood
 from dfmath.integrations.torch import ScoreNetwork
 
@@ -125,6 +126,23 @@ def test_bits_per_dimension():
     torch.testing.assert_close(uniform.bits_per_dimension(12, 2 / 256), torch.tensor([8.0]))
     with pytest.raises(ValueError, match="bin_width"):
         uniform.bits_per_dimension(12, 0.0)
+
+
+def test_pixels_become_continuous_within_their_bins():
+    """Evenly, reproducibly, and so that a flat density has as many bits as pixels have."""
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(400, 1)
+    found = dequantise(pixels, seed=0, dtype=torch.float64)
+    place = (found.x + 1.0) / found.bin_width - pixels.double()
+    assert found.bin_width == 2 / 255 and place.min() >= -0.5 and place.max() < 0.5
+    assert abs(place.mean().item()) < 5e-3 and abs(place.var().item() - 1.0 / 12.0) < 1e-3
+    assert torch.equal(found.x, dequantise(pixels, seed=0, dtype=torch.float64).x)
+    for wrong, words in ((pixels.float(), "integer dtype"), (pixels.long() + 1, "0 to 255")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            dequantise(wrong, seed=0)
+    with pytest.raises(ValueError, match="low below high"):
+        dequantise(pixels, seed=0, low=1.0, high=0.0)
+    with pytest.raises(TypeError, match=r"torch\.float32"):
+        dequantise(pixels, seed=0, dtype=torch.float16)
 
 
 def test_guided_fields_warn_and_bad_input_is_refused(prior):

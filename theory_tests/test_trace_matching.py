@@ -223,6 +223,25 @@ def test_images_have_convolutions_of_their_own():
     torch.testing.assert_close(trace, torch.full((3,), 192 / (0.7 + 0.25)), rtol=0.1, atol=0)
 
 
+def test_training_can_be_watched_beside_hutchinson():
+    """The difference in standard errors falls while a head learns, and is what an independent sum says it is."""
+    means = 1.5 * torch.randn((2, DIM), generator=torch.Generator().manual_seed(0))
+    network = ScoreNetwork(TwoClusters(means, 0.3), EDM(0.01, 50.0), derivative="vjp")
+    data = GaussianMixture(means.double(), 0.3).sample(2000, seed=1).float()
+    plan = TrainingPlan(steps=200, rate=5e-3, warmup=20, averaging=0.9, every=100)
+    found = train_trace_model(network, data, plan, rho=(0.2, 4.0), validation=data[:300])
+    steps, values = zip(*found.training.validations, strict=True)
+    before = untrained(network, "local-loss", DataScale.of(lambda step, generator: data))
+    times = tuple(0.2 * 20.0**share for share in (0.125, 0.375, 0.625, 0.875))
+
+    def in_errors(model):
+        seen = compare_with_hutchinson(model, data[:300], times, seed=0)
+        return np.sqrt(np.mean((np.array(seen.difference) / np.array(seen.standard_error)) ** 2))
+
+    assert steps == (100, 200) and values[1] < 0.5 * in_errors(before)
+    assert values[1] == pytest.approx(in_errors(found.model), rel=1e-3)
+
+
 def test_files_bring_the_same_head_back(mixture, tmp_path):
     network = network_of(mixture)
     data = mixture.sample(100, seed=0)
