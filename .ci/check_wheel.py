@@ -6,9 +6,11 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Compare the wheel's files with the four source folders."""
+    """Compare the wheel's files with the source folders."""
     wheel = {name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".dist-info/" not in name}
-    homes = {"dfmath": "dfmath"} | {name: f"dfmath/{name}" for name in ("backends", "benchmarks", "integrations")}
+    homes = {"dfmath": "dfmath"} | {
+        name: f"dfmath/{name}" for name in ("backends", "benchmarks", "integrations", "experiments")
+    }
     expected = {
         f"{target}/{path.relative_to(source).as_posix()}"
         for source, target in homes.items()

@@ -27,6 +27,7 @@ try:
     import typer
 
     from dfmath.cli_bench import bench
+    from dfmath.cli_reproduce import reproduce
     from dfmath.console import Json, progress, save
 except KeyboardInterrupt:
     _interrupted()
@@ -331,6 +332,7 @@ def info(json: Json = False) -> int:
 
 
 app.add_typer(bench, name="bench")
+app.command()(reproduce)
 
 
 def _gpus() -> list[str]:

@@ -102,3 +102,28 @@ def scaling(
     report.print_json(result) if json else print(run.markdown(result))
     save(run.figure(result), str(folder / "scaling.png"), json)
     return 0
+
+
+@bench.command()
+def network(
+    batch: Annotated[int, typer.Option(help="Images in a call.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 7,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Noise and trace from a UNet of five million parameters: a riding head beside Hutchinson; needs diffusers."""
+    from importlib.util import find_spec
+
+    if find_spec("diffusers") is None:
+        raise ValueError("network needs the diffusers package: pip install 'dfmath[diffusers]'")
+    from dfmath import report
+    from dfmath.benchmarks import networks as run
+    from dfmath.benchmarks import timing
+
+    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
+    folder = timing.folder(output)
+    with progress("benchmark", len(run.NAMES) + 1) as advance:
+        result = run.measure(batch, rounds, advance)
+    run.save(result, folder)
+    report.print_json(result) if json else print(run.markdown(result))
+    return 0

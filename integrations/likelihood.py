@@ -259,16 +259,14 @@ class _Flow:
         if isinstance(self.trace, TraceModel):
             noise, trace = self.trace.evaluate(x, levels, call)
             return noise, trace[:, None]
-        return evaluate(call, x, levels, "eps"), self._traces(x, levels, call, rows)
-
-    def _traces(self, x: Tensor, levels: Levels, call: ModuleCall, rows: Tensor) -> Tensor:
+        if self.probes is not None:
+            v = self.probes[rows]
+            score, product = NetworkFisher(call, x, levels, self.network.derivative).score_and_products(v)
+            return -levels.sigma[:, None].to(x.dtype) * score, (v * product).sum(dim=1)
+        noise = evaluate(call, x, levels, "eps")
         if callable(self.trace):
-            return self.trace(x, levels.t).reshape(-1, 1)
-        fisher = NetworkFisher(call, x, levels, self.network.derivative)
-        if self.probes is None:
-            return fisher.trace()[:, None]
-        v = self.probes[rows]
-        return (v * (fisher @ v)).sum(dim=1)
+            return noise, self.trace(x, levels.t).reshape(-1, 1)
+        return noise, NetworkFisher(call, x, levels, self.network.derivative).trace()[:, None]
 
 
 def _standard_error(samples: Tensor, stochastic: bool) -> Tensor:

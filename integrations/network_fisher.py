@@ -79,29 +79,36 @@ class NetworkFisher(SymmetricOperator):
     def _at_once(self) -> int:
         return max(1, AT_ONCE // max(1, self.x.numel()))
 
-    def _products(self, probes: Tensor) -> Tensor:
-        """Return F V for V (B, d, k), as many columns at a time as fit."""
+    def score_and_products(self, probes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s_th (B, d) and F V for V (B, d, k), k at least 1: differentiation evaluates the score on its way."""
+        _checks.vectors("V", probes, self.shape, self._home, columns=True)
         step = self._at_once()
         parts = [self._block(probes[:, :, i : i + step]) for i in range(0, probes.shape[2], step)]
+        return parts[0][0], torch.cat([product for _, product in parts], dim=2)
+
+    def _products(self, probes: Tensor) -> Tensor:
+        """Return F V, as many columns at a time as fit."""
+        step = self._at_once()
+        parts = [self._block(probes[:, :, i : i + step])[1] for i in range(0, probes.shape[2], step)]
         return torch.cat(parts, dim=2) if parts else probes
 
-    def _block(self, probes: Tensor) -> Tensor:
+    def _block(self, probes: Tensor) -> tuple[Tensor, Tensor]:
         """Columns become rows of one batch: every module can do that, where few can be vectorised over."""
         (rows, dim, columns), x = probes.shape, self.x
         call = self.call.repeated(columns, rows)
         states, levels = x.repeat(columns, *(1,) * (x.ndim - 1)), self.levels.take(torch.arange(rows).repeat(columns))
         tangents = probes.movedim(2, 0).reshape(states.shape).to(x.dtype)
         with torch.no_grad(), left_as_found(call.owner, x):
-            product = _DERIVE[self.derivative](lambda s: predict(call, s, levels, "score"), states, tangents)
+            value, product = _DERIVE[self.derivative](lambda s: predict(call, s, levels, "score"), states, tangents)
         product = product.detach().reshape(columns, rows, dim).movedim(0, 2)
         _checks.finite_rows("the network's derivative", product)
-        return -product
+        return value.detach()[:rows].reshape(rows, dim), -product
 
 
-def _forward(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """J v."""
+def _forward(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """s and J v."""
     try:
-        product: Tensor = torch.func.jvp(score, (x,), (v,))[1]
+        value, product = torch.func.jvp(score, (x,), (v,))
     except (NotImplementedError, RuntimeError) as error:
         if "forward" not in str(error).lower():
             raise
@@ -109,21 +116,27 @@ def _forward(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
             "a layer has no forward-mode derivative, as fused attention has none: use derivative='vjp' or "
             "'double-backward', or call it inside torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
         ) from error
-    return product
+    return value, product
 
 
-def _reverse(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """J^T v."""
-    product: Tensor = torch.func.vjp(score, x)[1](v)[0]
-    return product
+def _reverse(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """s and J^T v."""
+    value, pullback = torch.func.vjp(score, x)
+    return value, pullback(v)[0]
 
 
-def _reverse_twice(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """J v, as the derivative of J^T u by u."""
-    return _reverse(lambda u: _reverse(score, x, u), torch.zeros_like(v), v)
+def _reverse_twice(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """s and J v, as the derivative of J^T u by u."""
+
+    def inner(u: Tensor) -> tuple[Tensor, Tensor]:
+        value, product = _reverse(score, x, u)
+        return product, value
+
+    _, pullback, value = torch.func.vjp(inner, torch.zeros_like(v), has_aux=True)
+    return value, pullback(v)[0]
 
 
-_DERIVE: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]] = {
+_DERIVE: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "jvp": _forward,
     "vjp": _reverse,
     "double-backward": _reverse_twice,

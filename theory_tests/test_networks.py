@@ -95,6 +95,9 @@ def compare(network, prior, t, x):
             getattr(found, name)(), getattr(wanted, name)(), rtol=1e-7, atol=1e-8, equal_nan=True
         )
     torch.testing.assert_close(found @ v, wanted @ v, rtol=1e-7, atol=1e-8)
+    score, product = found.score_and_products(v)
+    torch.testing.assert_close(score, truth.score(flat), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(product, wanted @ v, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(found.matvec(v[:, :, 0]), wanted.matvec(v[:, :, 0]), rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(found.row(1).trace(), wanted.trace()[1:2], rtol=1e-7, atol=1e-8)
 

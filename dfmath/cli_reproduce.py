@@ -1,0 +1,62 @@
+"""``dfmath reproduce``: experiments on networks beside an exact truth; the work is done in `dfmath.experiments`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dfmath import _checks
+from dfmath.console import Json, progress, save
+
+NAMES = ("trace-error", "nll", "adjoint")
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="trace-error, nll, adjoint, or all.")] = "all",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Networks trained for a few seconds: to see that it runs.")
+    ] = False,
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where tables and figures are written.")] = "reproduced",
+    cache: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where trained networks are kept.")] = None,
+    json: Json = False,
+) -> int:
+    """Train a network on samples of a known mixture, and measure what is estimated from it.
+
+    A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly. The
+    network and its trace heads take a few minutes to train the first time.
+    """
+    _checks.one_of("name", name, (*NAMES, "all"))
+    from dfmath import report
+    from dfmath.benchmarks import timing
+    from dfmath.experiments import output as files
+    from dfmath.experiments import truth as truths
+
+    folder = timing.folder(output)
+    place = truths.cache_folder() if cache is None else timing.folder(cache)
+    with progress("score network", truths.training_plan(quick).steps) as advance:
+        truth = truths.truth(place, quick, advance)
+    results: dict[str, Any] = {}
+    for experiment in NAMES if name == "all" else (name,):
+        module, results[experiment] = _run(experiment, truth)
+        text = files.save(folder, experiment, module.tables(results[experiment]), results[experiment])
+        if not json:
+            print(text)
+        save(module.figure(results[experiment]), str(folder / f"{experiment}.png"), json)
+    if json:
+        report.print_json(results)
+    return 0
+
+
+def _run(name: str, truth: Any) -> tuple[Any, dict[str, Any]]:
+    """One experiment, with the module that draws its tables and figure."""
+    from dfmath.experiments import adjoint, nll, trace_error
+
+    if name == "adjoint":
+        with progress(name, adjoint.PARTS) as advance:
+            return adjoint, adjoint.measure(truth, advance)
+    with progress("trace heads", 2 * trace_error.head_plan(truth.quick).steps) as advance:
+        models = trace_error.heads(truth, advance)
+    module: Any = trace_error if name == "trace-error" else nll
+    with progress(name, 10 if name == "trace-error" else len(nll.WAYS)) as advance:
+        return module, module.measure(truth, models, advance)

@@ -1,0 +1,1 @@
+"""Experiments on networks beside an exact truth, and the published ones: ``dfmath reproduce``."""

@@ -1,0 +1,107 @@
+"""Log-likelihoods of a trained network beside the exact ones, by every way to take the trace."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from dfmath.experiments import output
+from dfmath.experiments.truth import LEVELS, RHO, Truth, noised
+from dfmath.integrations.likelihood import NetworkLikelihood, network_log_likelihood
+from dfmath.integrations.trace_model import Form, TraceModel
+
+Tensor: TypeAlias = torch.Tensor
+
+STATES, STEPS, DRAWS = 128, 40, 4  # states; steps of log rho, four evaluations each; pairs of noises of I-MMSE
+WAYS = ("exact", "local-loss", "paper", "hutchinson, 1 probe", "hutchinson, 8 probes", "i-mmse")
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Errors in nats per dimension (n,), standard errors that were claimed for them, and seconds."""
+
+    off: Tensor
+    claimed: Tensor
+    seconds: float
+
+
+def measure(truth: Truth, models: dict[Form, TraceModel], advance: Callable[[str], None]) -> dict[str, Any]:
+    """Likelihoods at the lowest level, carried up to the highest one, where the density is exact."""
+    rho, dim = LEVELS[0], truth.samples.shape[1]
+    _, x = noised(truth, rho, STATES, seed=2)
+    exact = truth.prior.diffuse(1.0, rho).log_density(x)
+    forward = _seconds(lambda: truth.network.noise(x, rho), 20)
+    rows = {}
+    for name, options in _ways(models).items():
+        found, seconds = _timed(truth, x, options)
+        off = (found.log_density - exact) / dim
+        rows[name] = {
+            "mean error": off.mean().item(),
+            "median absolute error": off.abs().median().item(),
+            "standard deviation": off.std().item(),
+            "claimed standard error": (found.standard_error / dim).median().item(),
+            "evaluations": int(found.evaluations[0]),
+            "time of an evaluation": seconds / int(found.evaluations[0]) / forward,
+        }
+        advance(name)
+    nats = (exact / dim).mean().item()
+    return {"states": STATES, "steps": STEPS, "rho": [rho, RHO[1]], "exact nats per dimension": nats, "ways": rows}
+
+
+def _ways(models: dict[Form, TraceModel]) -> dict[str, dict[str, Any]]:
+    return {
+        "exact": {"trace": "exact"},
+        **{form: {"trace": model} for form, model in models.items()},
+        "hutchinson, 1 probe": {"trace": "hutchinson", "probes": 1},
+        "hutchinson, 8 probes": {"trace": "hutchinson", "probes": 8},
+        "i-mmse": {"trace": "i-mmse", "probes": DRAWS},
+    }
+
+
+def _timed(truth: Truth, x: Tensor, options: dict[str, Any]) -> tuple[NetworkLikelihood, float]:
+    end = RHO[1]
+    terminal = truth.prior.diffuse(1.0, end).log_density
+    begin = time.perf_counter()
+    found = network_log_likelihood(truth.network, x, LEVELS[0], end, steps=STEPS, terminal=terminal, **options)
+    return found, time.perf_counter() - begin
+
+
+def _seconds(call: Callable[[], Any], rounds: int) -> float:
+    found = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+def tables(result: dict[str, Any]) -> list[output.Table]:
+    """One row for each way."""
+    columns = list(next(iter(result["ways"].values())))
+    rho, steps = result["rho"], result["steps"]
+    title = (
+        f"Log-likelihood less the exact one, nats per dimension, of {result['states']} states at "
+        f"rho = {rho[0]:g} (exact: {-result['exact nats per dimension']:.4g}); {steps} steps to rho = {rho[1]:g}; "
+        "time in evaluations of the network"
+    )
+    return [output.Table(title, ("trace", *columns), [(way, *row.values()) for way, row in result["ways"].items()])]
+
+
+def figure(result: dict[str, Any]) -> Any:
+    """Errors against time."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = drawn.subplots()
+    for way, row in result["ways"].items():
+        cost = row["time of an evaluation"] * row["evaluations"]
+        axes.loglog(cost, row["median absolute error"], "o", label=way)
+    axes.set_xlabel("time, in evaluations of the network")
+    axes.set_ylabel("median error, nats per dimension")
+    axes.set_title("Likelihoods of a trained network beside the truth")
+    axes.legend()
+    return drawn

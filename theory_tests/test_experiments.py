@@ -1,0 +1,126 @@
+"""The experiments on networks, with networks that are hardly trained: what they measure, and what they write."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from dfmath.experiments import adjoint, nll, output, trace_error
+from dfmath.experiments import truth as truths
+from dfmath.integrations.training import TrainingPlan
+
+from dfmath.cli import main
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Everything smaller: the numbers are poor, what is known of them is as before."""
+    with pytest.MonkeyPatch.context() as patch:
+        plan = TrainingPlan(steps=40, rate=2e-3, warmup=5, averaging=0.9)
+        patch.setattr(truths, "training_plan", lambda quick: plan)
+        patch.setattr(trace_error, "head_plan", lambda quick: plan)
+        patch.setattr(truths, "POOL", 2000)
+        for module, states in ((trace_error, 24), (nll, 6), (adjoint, 6)):
+            patch.setattr(module, "STATES", states)
+        patch.setattr(trace_error, "DENSE", 8)
+        patch.setattr(nll, "STEPS", 8)
+        patch.setattr(nll, "DRAWS", 2)
+        patch.setattr(adjoint, "GRID", (0.1, 0.3))
+        for module in (trace_error, adjoint):
+            patch.setattr(module, "levels", lambda: [0.05, 0.5, 5.0])
+        yield
+
+
+@pytest.fixture(scope="module")
+def truth(small, tmp_path_factory):
+    return truths.truth(tmp_path_factory.mktemp("cache"))
+
+
+def test_the_truth_is_the_mixtures(truth):
+    """Posterior moments beside sums over its components, written out in NumPy."""
+    rho, prior = 0.4, truth.prior
+    _, x = truths.noised(truth, rho, 5, seed=0)
+    known = trace_error.exact(truth, x, rho)
+    means, covariances, weights = (np.asarray(part) for part in _fit())
+    for row, z in enumerate(x.numpy()):
+        logs, moments = [], []
+        for mean, covariance, weight in zip(means, covariances, weights, strict=True):
+            spread = covariance + rho**2 * np.eye(len(mean))
+            gain, off = covariance @ np.linalg.inv(spread), z - mean
+            logs.append(np.log(weight) - 0.5 * (off @ np.linalg.solve(spread, off) + np.linalg.slogdet(spread)[1]))
+            moments.append((mean + gain @ off, covariance - gain @ covariance))
+        share = np.exp(np.array(logs) - max(logs))
+        share /= share.sum()
+        mean = sum(w * m for w, (m, _) in zip(share, moments, strict=True))
+        second = sum(w * (np.trace(c) + m @ m) for w, (m, c) in zip(share, moments, strict=True))
+        trace = (len(z) - (second - mean @ mean) / rho**2) / rho**2
+        np.testing.assert_allclose(known.mean[row].numpy(), mean, atol=1e-9)
+        np.testing.assert_allclose(
+            [known.second_moment[row].item(), known.trace[row].item()], [second, trace], rtol=1e-9
+        )
+    assert prior.dim == 64
+
+
+def _fit():
+    from sklearn.mixture import GaussianMixture
+
+    from dfmath.datasets import digits
+
+    fit = GaussianMixture(truths.COMPONENTS, covariance_type="full", reg_covar=truths.FLOOR, random_state=0)
+    fit.fit(digits())
+    return fit.means_, fit.covariances_, fit.weights_
+
+
+def test_networks_come_back_from_the_cache(truth):
+    again = truths.truth(truth.cache)
+    pairs = zip(again.network.call.owner.parameters(), truth.network.call.owner.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_bounds_hold_for_a_network_that_is_hardly_trained(truth):
+    """They need nothing of the network but d1 and d2, which are measured [MATH 4.2, 4.3, 4.5]."""
+    found = trace_error.measure(truth, trace_error.heads(truth), lambda text: None)
+    for level in found["levels"]:
+        assert all(0.0 < share <= 1.0 + 1e-6 for share in level["bounds"].values()), level
+        assert set(level["median"]) == set(trace_error.WAYS)
+    text = "\n".join(table.markdown() for table in trace_error.tables(found))
+    assert "| 0.05 |" in text and "Hutchinson, 1 probe" in text
+
+
+def run_command(monkeypatch, *words):
+    """Exit code of the command line."""
+    monkeypatch.setattr(sys, "argv", ["dfmath", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code
+
+
+def test_commands_write_tables_and_figures(small, tmp_path, capsys, monkeypatch):
+    folders = ("--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"))
+    for name, tables in (("nll", 1), ("adjoint", 3)):
+        assert run_command(monkeypatch, "reproduce", name, *folders) == 0
+        text = (tmp_path / "out" / f"{name}.md").read_text()
+        assert text.count("**") == 2 * tables and text.strip() in capsys.readouterr().out
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["machine"]["cores"] > 0
+
+
+def test_the_vjp_is_the_unrolled_gradient(truth):
+    """In the table of gradients it is what the others are compared with; beside the mixture it is not exact."""
+    found = adjoint._errors(truth, adjoint._reward())
+    for level in found:
+        assert level["gradients"]["vjp"][0] == 0.0 and abs(level["gradients"]["vjp"][1] - 1.0) < 1e-12
+        assert level["products"]["vjp"] > 1e-3
+
+
+def test_unknown_experiments_are_refused(capsys, monkeypatch):
+    assert run_command(monkeypatch, "reproduce", "trace-eror") == 2
+    assert "did you mean 'trace-error'" in capsys.readouterr().err
+
+
+def test_tables_are_markdown():
+    table = output.Table("what", ("a", "b"), [(0.123456, "x")])
+    assert table.markdown() == "**what**\n\n| a | b |\n| --- | --- |\n| 0.123 | x |"
