@@ -9,7 +9,7 @@ import typer
 from dfmath import _checks
 from dfmath.console import Json, progress, save
 
-bench = typer.Typer(help="Side-by-side benchmarks; tables, JSON and figures go to a folder.", rich_markup_mode=None)
+bench = typer.Typer(help="Side-by-side benchmarks, with files of results.", rich_markup_mode=None)
 Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results are written.")]
 
 

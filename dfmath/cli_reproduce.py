@@ -21,10 +21,10 @@ def reproduce(
     cache: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where trained networks are kept.")] = None,
     json: Json = False,
 ) -> int:
-    """Train a network on samples of a known mixture, and measure what is estimated from it.
+    """Estimates from a trained network beside the truth.
 
-    A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly. The
-    network and its trace heads take a few minutes to train the first time.
+    A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly, and a
+    network is trained on its samples. It and its trace heads take some minutes to train the first time.
     """
     _checks.one_of("name", name, (*NAMES, "all"))
     from dfmath import report

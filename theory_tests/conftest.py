@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import numba
 import pytest
@@ -26,6 +27,10 @@ settings.load_profile("dfmath")
 # Small problems gain nothing from threads, and on a busy machine wait for them a hundred times as long as they compute.
 # That results do not depend on the number is tested in test_backends.
 numba.set_num_threads(1)
+if find_spec("torch") is not None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):

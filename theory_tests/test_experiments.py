@@ -28,7 +28,7 @@ def small():
         patch.setattr(trace_error, "DENSE", 8)
         patch.setattr(nll, "STEPS", 8)
         patch.setattr(nll, "DRAWS", 2)
-        patch.setattr(adjoint, "GRID", (0.1, 0.3))
+        patch.setattr(adjoint, "GRID", (0.1,))
         for module in (trace_error, adjoint):
             patch.setattr(module, "levels", lambda: [0.05, 0.5, 5.0])
         yield
@@ -99,6 +99,7 @@ def run_command(monkeypatch, *words):
 
 
 def test_commands_write_tables_and_figures(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(adjoint, "WAYS", ("none", "secant", "vjp"))  # each is tested in test_adjoint
     folders = ("--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"))
     for name, tables in (("nll", 1), ("adjoint", 3)):
         assert run_command(monkeypatch, "reproduce", name, *folders) == 0
