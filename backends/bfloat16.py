@@ -23,7 +23,11 @@ LEAST = 256  # dimensions from which a product costs more than rounding the poin
 def matrix_units() -> bool:
     """Whether this CPU multiplies bfloat16 matrices faster than float32 ones, and torch is there to ask it to."""
     described = Path("/proc/cpuinfo")
-    return described.exists() and "amx_bf16" in described.read_text() and find_spec("torch") is not None
+    if not described.exists() or "amx_bf16" not in described.read_text() or find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available())  # which sums in float32
 
 
 def pays(dim: int) -> bool:

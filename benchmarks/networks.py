@@ -31,7 +31,7 @@ def unet() -> Any:
     """A UNet2DModel of about five million parameters for 32 x 32 images; it costs what a trained one does."""
     from diffusers import UNet2DModel
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
     model = UNet2DModel(32, 3, 3, layers_per_block=1, block_out_channels=(64, 96, 160), norm_num_groups=16, **blocks)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dfmath import _checks
-from dfmath.console import Json, progress, save
+from dfmath.console import Json, needs, progress, save
 
 bench = typer.Typer(help="Side-by-side benchmarks, with files of results.", rich_markup_mode=None)
 Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results are written.")]
@@ -112,10 +112,7 @@ def network(
     json: Json = False,
 ) -> int:
     """Noise and trace from a UNet of five million parameters: a riding head beside Hutchinson; needs diffusers."""
-    from importlib.util import find_spec
-
-    if find_spec("diffusers") is None:
-        raise ValueError("network needs the diffusers package: pip install 'dfmath[diffusers]'")
+    needs("bench network", "diffusers", "torch", "diffusers", "safetensors")
     from dfmath import report
     from dfmath.benchmarks import networks as run
     from dfmath.benchmarks import timing

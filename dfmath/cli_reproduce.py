@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dfmath import _checks
-from dfmath.console import Json, progress, save
+from dfmath.console import Json, needs, progress, save
 
 NAMES = ("trace-error", "nll", "adjoint")
 
@@ -27,6 +27,7 @@ def reproduce(
     network is trained on its samples. It and its trace heads take some minutes to train the first time.
     """
     _checks.one_of("name", name, (*NAMES, "all"))
+    needs("reproduce", "torch", "torch", "safetensors")
     from dfmath import report
     from dfmath.benchmarks import timing
     from dfmath.experiments import output as files
@@ -52,11 +53,12 @@ def _run(name: str, truth: Any) -> tuple[Any, dict[str, Any]]:
     """One experiment, with the module that draws its tables and figure."""
     from dfmath.experiments import adjoint, nll, trace_error
 
+    forms: Any = ("local-loss",) if name == "adjoint" else ("local-loss", "paper")
+    with progress("trace heads", len(forms) * trace_error.head_plan(truth.quick).steps) as advance:
+        models = trace_error.heads(truth, advance, forms)
     if name == "adjoint":
         with progress(name, adjoint.PARTS) as advance:
-            return adjoint, adjoint.measure(truth, advance)
-    with progress("trace heads", 2 * trace_error.head_plan(truth.quick).steps) as advance:
-        models = trace_error.heads(truth, advance)
+            return adjoint, adjoint.measure(truth, models["local-loss"], advance)
     module: Any = trace_error if name == "trace-error" else nll
     with progress(name, 10 if name == "trace-error" else len(nll.WAYS)) as advance:
         return module, module.measure(truth, models, advance)

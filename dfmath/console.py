@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def needs(command: str, extra: str, *packages: str) -> None:
+    """Raise a ValueError that says what to install, unless all packages are there."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"{command} needs {' and '.join(missing)}: pip install 'dfmath[{extra}]'")
 
 
 def save(figure: Any, plot: str, json: bool) -> None:

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from dfmath.experiments import output
-from dfmath.experiments.trace_error import heads
 from dfmath.experiments.truth import RHO, Truth, levels
 from dfmath.integrations.adjoint import Trajectory, adjoint, run
 from dfmath.integrations.data_covariance import DataCovariance
 from dfmath.integrations.guidance import guided_sample
 from dfmath.integrations.products import Calibrated, Exact, Gaussian, Product, Secant, product_of
+from dfmath.integrations.trace_model import TraceModel
 
 from dfmath.datasets import digits
 from dfmath.solvers import noise_levels, scheme
@@ -33,10 +33,10 @@ WAYS = ("none", "paper", "centred", "calibrated", "Gaussian", "Gaussian, traced"
 PARTS = 1 + (len(WAYS) + 1) * len(GRID)
 
 
-def measure(truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(truth: Truth, trace: TraceModel, advance: Callable[[str], None]) -> dict[str, Any]:
     """Errors along trajectories, and guidance at all strengths."""
-    reward, single = _reward(), _ways(truth, torch.float32) | {"unrolled": "unrolled"}
-    found = _errors(truth, reward)
+    reward, single = _reward(), _ways(truth, trace, torch.float32) | {"unrolled": "unrolled"}
+    found = _errors(truth, trace, reward)
     advance("errors along trajectories")
     rows = {}
     for name in (*WAYS, "unrolled"):
@@ -46,9 +46,8 @@ def measure(truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
     return {"states": STATES, "steps": STEPS, "levels": found, "guidance": rows}
 
 
-def _ways(truth: Truth, dtype: torch.dtype) -> dict[str, Product | str]:
+def _ways(truth: Truth, trace: TraceModel, dtype: torch.dtype) -> dict[str, Product | str]:
     """The products by name, for states of this dtype."""
-    trace = heads(truth)["local-loss"]
     covariance = DataCovariance.from_batches([truth.samples.to(dtype)])
     named: dict[str, Product | str] = {name: name for name in ("none", "paper", "centred", "difference", "vjp")}
     model = {"Gaussian": Gaussian(covariance), "Gaussian, traced": Gaussian(covariance, trace)}
@@ -69,13 +68,13 @@ def _patches(x: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(x.reshape(-1, 1, 8, 8), 2).flatten(1)
 
 
-def _errors(truth: Truth, reward: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
+def _errors(truth: Truth, trace: TraceModel, reward: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
     """Of products with the gradient that arrives, and of the gradient from each level on."""
     start = RHO[1] * torch.randn((STATES, truth.samples.shape[1]), generator=torch.Generator().manual_seed(3)).double()
     path = run(truth.network, scheme("ddim", _levels()), start)
     end = path.end.requires_grad_()
     gradient = torch.autograd.grad(-reward(end).sum(), end)[0]
-    ways, exact = _ways(truth, torch.float64), Exact(truth.prior)
+    ways, exact = _ways(truth, trace, torch.float64), Exact(truth.prior)
     at = sorted({int(np.argmin([abs(np.log(path.rho(i) / rho)) for i in range(STEPS)])) for rho in levels()})
     return [_errors_at(path, i, gradient, ways, exact) for i in at]
 

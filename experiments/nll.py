@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -18,15 +17,6 @@ Tensor: TypeAlias = torch.Tensor
 
 STATES, STEPS, DRAWS = 128, 40, 4  # states; steps of log rho, four evaluations each; pairs of noises of I-MMSE
 WAYS = ("exact", "local-loss", "paper", "hutchinson, 1 probe", "hutchinson, 8 probes", "i-mmse")
-
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """Errors in nats per dimension (n,), standard errors that were claimed for them, and seconds."""
-
-    off: Tensor
-    claimed: Tensor
-    seconds: float
 
 
 def measure(truth: Truth, models: dict[Form, TraceModel], advance: Callable[[str], None]) -> dict[str, Any]:
@@ -53,20 +43,21 @@ def measure(truth: Truth, models: dict[Form, TraceModel], advance: Callable[[str
 
 
 def _ways(models: dict[Form, TraceModel]) -> dict[str, dict[str, Any]]:
-    return {
+    ways: dict[str, dict[str, Any]] = {
         "exact": {"trace": "exact"},
         **{form: {"trace": model} for form, model in models.items()},
         "hutchinson, 1 probe": {"trace": "hutchinson", "probes": 1},
         "hutchinson, 8 probes": {"trace": "hutchinson", "probes": 8},
-        "i-mmse": {"trace": "i-mmse", "probes": DRAWS},
     }
+    flows = {name: options | {"steps": STEPS} for name, options in ways.items()}
+    return flows | {"i-mmse": {"trace": "i-mmse", "probes": DRAWS}}
 
 
 def _timed(truth: Truth, x: Tensor, options: dict[str, Any]) -> tuple[NetworkLikelihood, float]:
     end = RHO[1]
     terminal = truth.prior.diffuse(1.0, end).log_density
     begin = time.perf_counter()
-    found = network_log_likelihood(truth.network, x, LEVELS[0], end, steps=STEPS, terminal=terminal, **options)
+    found = network_log_likelihood(truth.network, x, LEVELS[0], end, terminal=terminal, **options)
     return found, time.perf_counter() - begin
 
 
@@ -85,7 +76,7 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
     rho, steps = result["rho"], result["steps"]
     title = (
         f"Log-likelihood less the exact one, nats per dimension, of {result['states']} states at "
-        f"rho = {rho[0]:g} (exact: {-result['exact nats per dimension']:.4g}); {steps} steps to rho = {rho[1]:g}; "
+        f"rho = {rho[0]:g} (exact: {result['exact nats per dimension']:.4g}); {steps} steps to rho = {rho[1]:g}; "
         "time in evaluations of the network"
     )
     return [output.Table(title, ("trace", *columns), [(way, *row.values()) for way, row in result["ways"].items()])]

@@ -10,6 +10,8 @@ from typing import Any
 
 from dfmath.benchmarks import timing
 
+from dfmath.report import plain
+
 
 @dataclass(frozen=True)
 class Table:
@@ -29,7 +31,10 @@ def save(folder: Path, name: str, tables: Sequence[Table], result: dict[str, Any
     """Write NAME.md and NAME.json; return the Markdown."""
     text = "\n\n".join(table.markdown() for table in tables) + "\n"
     timing.write(folder / f"{name}.md", text)
-    timing.write(folder / f"{name}.json", json.dumps({"machine": timing.machine(), **result}, indent=1) + "\n")
+    timing.write(
+        folder / f"{name}.json",
+        json.dumps(plain({"machine": timing.machine(), **result}), indent=1, allow_nan=False) + "\n",
+    )
     return text
 
 

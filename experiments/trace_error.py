@@ -50,10 +50,11 @@ def exact(truth: Truth, x: Tensor, rho: float) -> Exact:
     return Exact(q.fisher(x).trace(), mean, noise, posterior.trace() + mean.square().sum(dim=1))
 
 
-def heads(truth: Truth, progress: Callable[[str], None] | None = None) -> dict[Form, TraceModel]:
-    """Train both heads, or load them where they were trained before."""
+def heads(
+    truth: Truth, progress: Callable[[str], None] | None = None, forms: tuple[Form, ...] = ("local-loss", "paper")
+) -> dict[Form, TraceModel]:
+    """Train heads, or load them where they were trained before."""
     plan = head_plan(truth.quick)
-    forms: tuple[Form, Form] = ("local-loss", "paper")
     return {
         form: train_trace_model(
             truth.network,

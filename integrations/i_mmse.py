@@ -18,25 +18,40 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from dfmath.backends._compat import accumulation_dtype, array_namespace
+from dfmath.integrations.batches import seed_of
 from dfmath.integrations.module_call import ModuleCall, evaluate
 from dfmath.integrations.torch import ScoreNetwork
 
 Tensor: TypeAlias = torch.Tensor
 
 NODES = 40  # of Gauss and Legendre in log rho
-AT_ONCE = 2**20  # numbers in the states that are evaluated together
+AT_ONCE = 2**24  # numbers in the noises of draws that are evaluated together
 
 
 def i_mmse_log_densities(
-    network: ScoreNetwork, x: Tensor, rhos: tuple[float, float], terminal: Callable[[Tensor], Tensor], draws: Tensor
+    network: ScoreNetwork,
+    x: Tensor,
+    rhos: tuple[float, float],
+    terminal: Callable[[Tensor], Tensor],
+    draws: int,
+    seed: int,
 ) -> Tensor:
-    """Return an unbiased estimate of log q_s for each draw, (B, draws).
-
-    `draws` (B, draws, NODES + 1, d) are standard normal; `terminal` (B, ...) -> (B,) is log q_e of states.
-    """
-    step = max(1, AT_ONCE // max(1, x.numel()))
-    parts = [_log_densities(network, x, rhos, terminal, part) for part in draws.split(step, dim=1)]
+    """Return an unbiased estimate of log q_s for each draw, (B, draws); `terminal` (B, ...) -> (B,) is log q_e."""
+    step = max(1, AT_ONCE // max(1, (NODES + 1) * x.numel()))
+    blocks = [range(start, min(start + step, draws)) for start in range(0, draws, step)]
+    parts = [_log_densities(network, x, rhos, terminal, _noises(x, block, seed)) for block in blocks]
     return torch.cat(parts, dim=1)
+
+
+def _noises(x: Tensor, draws: range, seed: int) -> Tensor:
+    """Standard normal (B, draws, NODES + 1, d), a generator for each row and draw: they stay with their rows."""
+    dtype, shape = accumulation_dtype(array_namespace(x), x), (NODES + 1, x[0].numel())
+
+    def one(row: int, k: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, row, k)), dtype=dtype)
+
+    return torch.stack([torch.stack([one(row, k) for k in draws]) for row in range(len(x))]).to(x.device)
 
 
 def _log_densities(

@@ -14,7 +14,7 @@ Tensor: TypeAlias = torch.Tensor
 
 @dataclass(frozen=True)
 class Dequantised:
-    """Continuous data (B, ...), and the width of a bin in their units, for `bits_per_dimension`."""
+    """Continuous data (B, ...), and the width of a bin in their units: `bits_per_dimension` takes alpha times it."""
 
     x: Tensor
     bin_width: float

@@ -25,6 +25,7 @@ from dfmath.runge_kutta import Block, Solution, integrate
 
 Tensor: TypeAlias = torch.Tensor
 Trace: TypeAlias = "Literal['exact', 'hutchinson', 'i-mmse'] | TraceModel | Callable[[Tensor, Tensor], Tensor]"
+STEP = 1e-2  # of a difference, in units of the noise: large enough for any precision
 TRACES = ("exact", "hutchinson", "i-mmse")
 
 
@@ -58,7 +59,8 @@ class NetworkLikelihood:
         dim
             d.
         bin_width
-            Width of a bin in the units of the states: 2/255 for 8-bit images scaled to [-1, 1].
+            Width of a bin in the units of the states x = alpha x0 + sigma eps: alpha at their time, times 2/255 for
+            8-bit images scaled to [-1, 1].
         """
         dim = _checks.positive_integer("dim", dim)
         if not 0.0 < _checks.real_number("bin_width", bin_width) < math.inf:
@@ -66,6 +68,7 @@ class NetworkLikelihood:
         return -(self.log_density / dim + math.log(bin_width)) / math.log(2.0)
 
 
+@torch.no_grad()
 def network_log_likelihood(
     network: ScoreNetwork,
     x: Tensor,
@@ -120,7 +123,7 @@ def network_log_likelihood(
     Raises
     ------
     TypeError, ValueError
-        If states, times or tolerances do not fit.
+        If states, times or tolerances do not fit; or levels lie outside those that a trace head was trained for.
     RuntimeError
         If a trajectory needs too many steps, or stops being finite.
     """
@@ -134,8 +137,14 @@ def network_log_likelihood(
     probes, seed = _checks.positive_integer("probes", probes), _checks.random_seed(seed)
     first, last = _log_rho(network, "start", start), _log_rho(network, "end", end)
     (alpha, _), (last_alpha, last_sigma) = network.schedule(float(start)), network.schedule(float(end))
+    if terminal is None and first > last:
+        raise ValueError("end must be a time of more noise than start unless terminal gives the density there")
     at_end = terminal or (lambda x: _normal(x, last_sigma))
+    if isinstance(trace, TraceModel):
+        trace.refuse_untrained(math.exp(first), math.exp(last))
     if trace == "i-mmse":
+        if steps is not None:
+            raise ValueError("steps are of the flow, and trace 'i-mmse' has none: leave them out")
         return _by_losses(network, x, (first, last), at_end, probes, seed)
     flow = _Flow(network, x, trace, probes, seed)
     solution = _integrate(flow, flow.begin(alpha), first, last, (rtol, atol), steps)
@@ -167,14 +176,11 @@ def _by_losses(
     draws: int,
     seed: int,
 ) -> NetworkLikelihood:
-    """The I-MMSE estimate; its draws are made row by row, so that they stay with their rows."""
+    """The I-MMSE estimate."""
     low, high = (math.exp(log_rho) for log_rho in log_rhos)
     if not low < high:
         raise ValueError("end must be a time of more noise than start where trace is 'i-mmse', which noises further")
-    dtype, generator = accumulation_dtype(array_namespace(x), x), torch.Generator().manual_seed(seed)
-    shape = (draws, NODES + 1, math.prod(x.shape[1:]))
-    noises = torch.stack([torch.randn(shape, generator=generator, dtype=dtype) for _ in x]).to(x.device)
-    found = i_mmse_log_densities(network, x.detach(), (low, high), terminal, noises)
+    found = i_mmse_log_densities(network, x.detach(), (low, high), terminal, draws, seed)
     number = torch.full((len(x),), 2 * NODES * draws, device=x.device)
     error = _standard_error(found, stochastic=True).to(x.dtype)
     return NetworkLikelihood(found.mean(dim=1).to(x.dtype), error, number, torch.zeros_like(error))
@@ -241,10 +247,20 @@ class _Flow:
         return torch.cat([moved, growth, torch.zeros_like(y[:, -1:])], dim=1)
 
     def tangent(self, log_rho: Tensor, y: Tensor, e: Tensor) -> Tensor:
-        """sigma^2 F e."""
+        """sigma^2 F e; from a difference where the trace needs no derivative, so that nothing does."""
         x, levels, call, _ = self._at(log_rho, y)
+        if callable(self.trace):
+            return self._difference(x, levels, call, e)
         product = NetworkFisher(call, x, levels, self.network.derivative).matvec(e.to(x.dtype))
         return (levels.sigma**2)[:, None] * product.to(e.dtype)
+
+    def _difference(self, x: Tensor, levels: Levels, call: ModuleCall, e: Tensor) -> Tensor:
+        """sigma (eps(x + h e) - eps(x))/h, which tells how errors grow, and no more."""
+        size = e.square().mean(dim=1, keepdim=True).sqrt()
+        h = STEP * levels.sigma[:, None] / torch.where(size == 0.0, torch.ones_like(size), size)
+        moved = x + (h * e).to(x.dtype).reshape(x.shape)
+        change = evaluate(call, moved, levels, "eps") - evaluate(call, x, levels, "eps")
+        return levels.sigma[:, None] * change.flatten(1).to(e.dtype) / h
 
     def _at(self, log_rho: Tensor, y: Tensor) -> tuple[Tensor, Levels, ModuleCall, Tensor]:
         """States x, their noise levels, how the module is called for them, and which rows they are."""
@@ -265,8 +281,16 @@ class _Flow:
             return -levels.sigma[:, None].to(x.dtype) * score, (v * product).sum(dim=1)
         noise = evaluate(call, x, levels, "eps")
         if callable(self.trace):
-            return noise, self.trace(x, levels.t).reshape(-1, 1)
+            return noise, _told(self.trace(x, levels.t), x)
         return noise, NetworkFisher(call, x, levels, self.network.derivative).trace()[:, None]
+
+
+def _told(trace: Any, x: Tensor) -> Tensor:
+    """Validate what a function says of the trace, (b, 1)."""
+    if not isinstance(trace, torch.Tensor) or tuple(trace.shape) != (len(x),):
+        raise ValueError(f"trace must return one number for each state, ({len(x)},), got {_checks.describe(trace)}")
+    _checks.finite_rows("what trace returns", trace)
+    return trace[:, None]
 
 
 def _standard_error(samples: Tensor, stochastic: bool) -> Tensor:

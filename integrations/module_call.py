@@ -64,6 +64,11 @@ class ModuleCall:
             raise ValueError("t must hold whole numbers for a network of discrete times, got a fraction")
         return Levels(times, *self.schedule(times))
 
+    def times(self, rho: Tensor) -> Tensor:
+        """Times of noise levels; the nearest whole ones for a network that is told no others."""
+        t = self.schedule.time(rho)
+        return t.round() if self.time == "discrete" else t
+
     def __call__(self, x: Tensor, levels: Levels) -> tuple[Prediction, Tensor]:
         """Return what the module predicts at states x (B, ...), in x's shape and dtype; guided where that is asked."""
         value = self._once(x, levels, self.conditioning)
@@ -173,6 +178,11 @@ def check_device(module: Any, x: Tensor) -> None:
     place = next((p.device for p in _parameters(module)), x.device)
     if place != x.device:
         raise ValueError(f"x must be on the device of the module ({place}), got {x.device}")
+
+
+def device_of(module: Any) -> torch.device:
+    """Return where parameters live; the CPU for functions."""
+    return next((p.device for p in _parameters(module)), torch.device("cpu"))
 
 
 def module_dtype(module: Any) -> torch.dtype | None:

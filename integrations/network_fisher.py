@@ -73,7 +73,8 @@ class NetworkFisher(SymmetricOperator):
         (rows, dim), step = self.x.reshape(len(self.x), -1).shape, self._at_once()
         for start in range(0, dim, step):
             some = slice(start, min(start + step, dim))
-            unit = torch.eye(dim, dtype=self.x.dtype, device=self.x.device)[:, some]
+            unit = torch.zeros((dim, some.stop - start), dtype=self.x.dtype, device=self.x.device)
+            unit[some].fill_diagonal_(1.0)
             yield some, self._products(unit.expand(rows, dim, unit.shape[1]))
 
     def _at_once(self) -> int:

@@ -76,12 +76,13 @@ def vjp(trajectory: Trajectory, i: int, v: Tensor) -> Tensor:
 def difference(trajectory: Trajectory, i: int, v: Tensor) -> Tensor:
     r"""(eps(z + h v) - eps(z))/(h rho), from one more evaluation and no differentiation: F v up to the order of h.
 
-    F^T v instead, which `vjp` gives, is the same for the score of a density. The move h v has the size of the noise
-    times the square root of the precision of the module, which balances curvature against rounding.
+    F^T v instead, which `vjp` gives, is the same for the score of a density. The move h v is that share of the noise
+    which balances curvature against rounding of the states, eps |z|, and of the noise.
     """
     rho, t, network = trajectory.rho(i), trajectory.times[i], trajectory.network
     alpha, _ = network.schedule(t)
-    precision = torch.finfo(module_dtype(network.call.owner) or v.dtype).eps ** 0.5
+    state = trajectory.states[i].square().mean(dim=1, keepdim=True).sqrt()
+    precision = (torch.finfo(module_dtype(network.call.owner) or v.dtype).eps * (1.0 + state / rho)).sqrt()
     size = v.square().mean(dim=1, keepdim=True).sqrt()
     step = precision * rho / torch.where(size == 0.0, torch.ones_like(size), size)
     moved = network.noise((alpha * (trajectory.states[i] + step * v)).reshape(trajectory.shape), t)

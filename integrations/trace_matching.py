@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 from dfmath.integrations.batches import batches
+from dfmath.integrations.module_call import device_of
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_model import DataScale, Form, TraceModel, load_trace_model
 from dfmath.integrations.training import TrainingPlan, TrainingResult, train
@@ -107,17 +108,20 @@ def train_trace_model(
     _checks.instance("network", network, ScoreNetwork)
     low, high = _range(network, rho)
     draw = _clean(data, _checks.positive_integer("batch", batch), plan.seed)
+    draw = _moved(draw, network)
     first = draw(0, torch.Generator().manual_seed(0))
+    with _checks.on_behalf_of("data"):
+        network.door(first)
+    _refuse_rows(network, len(first))
+    shape = network.call.event_shape or tuple(first.shape[1:])
     if features is not None:
-        width = _measured_width(network, features, first)
+        width = _measured_width(network, features, first, low)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)  # of the head's first weights
-        shape = network.call.event_shape or tuple(first.shape[1:])
-        model = TraceModel(
-            network, form, DataScale.of(draw), features=features, event_shape=shape, width=width, hidden=hidden
-        )
+        torch.default_generator.manual_seed(plan.seed)  # of the head's first weights
+        scale, sizes = DataScale.of(draw), {"width": width, "hidden": hidden}
+        model = TraceModel(network, form, scale, features=features, event_shape=shape, rho=(low, high), **sizes)
     model.module.to(first.device)
-    config: dict[str, Any] = {"trace model": model.config, "rho": [low, high], "batch": batch}
+    config: dict[str, Any] = {"trace model": model.config, "batch": batch}
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         return _loss(model, draw(step, generator), (low, high), generator)
@@ -130,7 +134,7 @@ def train_trace_model(
 def _in_standard_errors(model: TraceModel, data: Tensor, rho: tuple[float, float], seed: int, _: Any) -> float:
     """How far the head is from Hutchinson's traces, beside how well they are known."""
     rhos = [rho[0] ** (1.0 - share) * rho[1] ** share for share in (0.125, 0.375, 0.625, 0.875)]
-    times = tuple(float(model.network.schedule.time(r)) for r in rhos)
+    times = tuple(model.network.call.times(torch.tensor(rhos, dtype=torch.float64)).tolist())
     found = compare_with_hutchinson(model, data, times, seed)
     off = [d / e for d, e in zip(found.difference, found.standard_error, strict=True)]
     return math.sqrt(sum(part**2 for part in off) / len(off))
@@ -155,8 +159,8 @@ def _loss(model: TraceModel, data: Tensor, rho: tuple[float, float], generator: 
     call, count = model.network.call, len(data)
     place = (torch.arange(count) + torch.rand((), generator=generator)) / count
     log_rho = math.log(rho[0]) + (math.log(rho[1]) - math.log(rho[0])) * place.double().to(data.device)
-    t = model.network.schedule.time(torch.exp(log_rho))
-    levels, eps = call.levels(data, t), torch.randn(data.shape, generator=generator, dtype=data.dtype).to(data.device)
+    levels = call.levels(data, call.times(torch.exp(log_rho)))
+    eps = torch.randn(data.shape, generator=generator, dtype=data.dtype).to(data.device)
     alpha, sigma = (part.to(data.dtype).reshape(-1, *(1,) * (data.ndim - 1)) for part in (levels.alpha, levels.sigma))
     x = alpha * data + sigma * eps
     with torch.no_grad():
@@ -178,10 +182,24 @@ def _range(network: ScoreNetwork, rho: Any) -> tuple[float, float]:
     return low, high
 
 
-def _measured_width(network: ScoreNetwork, features: str, data: Tensor) -> int:
+def _moved(draw: Callable[[int, torch.Generator], Tensor], network: ScoreNetwork) -> Any:
+    """Batches where the network is; loaders give theirs on the CPU."""
+    place = device_of(network.call.owner)
+    on_cpu = place.type == "cpu"
+    return draw if on_cpu else lambda step, generator: draw(step, generator).to(place)
+
+
+def _refuse_rows(network: ScoreNetwork, batch: int) -> None:
+    """Conditioning of single rows would go with data that change from step to step."""
+    for name, value in network.call.conditioning.items():
+        if batch > 1 and isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == batch:
+            raise ValueError(f"conditioning {name!r} must be shared by all states, got a row for each of {batch}")
+
+
+def _measured_width(network: ScoreNetwork, features: str, data: Tensor, rho: float) -> int:
     """Number of features that the submodule has, from one evaluation."""
     probe = TraceModel(network, "paper", DataScale(1.0, 1.0), features=features, event_shape=tuple(data.shape[1:]))
-    t = network.schedule.time(1.0)
+    t = network.call.times(torch.tensor([rho], dtype=torch.float64))
     found = probe.ride(
         data[:1], network.call.levels(network.door(data[:1]), t), network.call.of_rows(slice(1), len(data))
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from dfmath.integrations import checkpoints
-from dfmath.integrations.module_call import Levels, ModuleCall, evaluate
+from dfmath.integrations.module_call import Levels, ModuleCall, device_of, evaluate
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_heads import TraceHead, own_features, pooled
 from torch import nn
@@ -37,9 +39,21 @@ class DataScale:
     @classmethod
     def of(cls, draw: Callable[[int, torch.Generator], Tensor]) -> DataScale:
         """Measure it on a few batches."""
-        data = torch.cat([draw(i, torch.Generator().manual_seed(i)).flatten(1).double() for i in range(SCALED_BY)])
-        mean = data.mean(dim=0)
-        return cls(data.square().mean().item(), (data - mean).square().mean().item())
+        parts = (draw(i, torch.Generator().manual_seed(i)).flatten(1).double() for i in range(SCALED_BY))
+        first = next(parts)
+        centre, count, size = first.mean(dim=0), 0, 0.0
+        moved, square = torch.zeros_like(centre), torch.zeros_like(centre)
+        for part in chain((first,), parts):
+            off = part - centre  # so that an offset does not cancel
+            count, size = count + len(part), size + part.square().mean(dim=1).sum().item()
+            moved, square = moved + off.sum(dim=0), square + off.square().sum(dim=0)
+        variance = (square / count - (moved / count) ** 2).mean().item()
+        return cls(_rounded(size / count), _rounded(variance))
+
+
+def _rounded(value: float) -> float:
+    """Six digits: the last ones depend on the machine, and tell nothing."""
+    return float(f"{value:.6g}")
 
 
 class TraceModel:
@@ -61,6 +75,8 @@ class TraceModel:
         The score network; ``local-loss`` or ``paper``; the data's mean square and variance.
     features
         Name of the submodule whose output is read, or None.
+    rho
+        Lowest and highest noise-to-signal ratio that it was trained for, or None.
     module
         The trainable part.
     """
@@ -75,6 +91,7 @@ class TraceModel:
         event_shape: tuple[int, ...],
         width: int = 128,
         hidden: int = 128,
+        rho: tuple[float, float] | None = None,
     ) -> None:
         _checks.instance("network", network, ScoreNetwork)
         _checks.one_of("form", form, FORMS)
@@ -84,7 +101,7 @@ class TraceModel:
         self.event_shape, self.dim = event_shape, math.prod(event_shape)
         own = own_features(event_shape, width) if features is None else None
         self._source = None if features is None else _submodule(network.call.owner, features)
-        self.width, self.hidden = width, hidden
+        self.width, self.hidden, self.rho = width, hidden, rho
         parts = {"head": TraceHead(width, hidden)} | ({} if own is None else {"own": own})
         self.module = nn.ModuleDict(parts)
 
@@ -146,6 +163,13 @@ class TraceModel:
             return torch.full_like(rho, self.scale.second_moment)
         return self.scale.variance / (self.scale.variance + rho**2)
 
+    def refuse_untrained(self, *rhos: float) -> None:
+        """Raise a ValueError where noise levels lie outside those of the training."""
+        low, high = self.rho or (0.0, math.inf)
+        for rho in rhos:
+            if not low * (1.0 - SMALL) <= rho <= high * (1.0 + SMALL):
+                raise ValueError(f"rho must lie in [{low:g}, {high:g}], where the trace head was trained, got {rho:g}")
+
     def save(self, path: str | Path) -> None:
         """Write the head, not the score network, to a safetensors file, whole or not at all."""
         checkpoints.save(path, self.module.state_dict(), {"trace model": self.config})
@@ -155,7 +179,8 @@ class TraceModel:
         """What a checkpoint says of the head beside its weights."""
         scale = {"second_moment": self.scale.second_moment, "variance": self.scale.variance}
         shape = {"event_shape": list(self.event_shape), "width": self.width, "hidden": self.hidden}
-        return {"form": self.form, "features": self.features, "scale": scale, **shape}
+        trained = {"rho": None if self.rho is None else list(self.rho), "network": fingerprint(self.network.call.owner)}
+        return {"form": self.form, "features": self.features, "scale": scale, **shape, **trained}
 
 
 def load_trace_model(path: str | Path, network: ScoreNetwork) -> TraceModel:
@@ -164,17 +189,32 @@ def load_trace_model(path: str | Path, network: ScoreNetwork) -> TraceModel:
     Raises
     ------
     ValueError
-        If the file is damaged, a pickle, or of something else.
+        If the file is damaged, a pickle, or of something else, another network included.
     """
     found = checkpoints.load(path)
     config = found.config.get("trace model") if isinstance(found.config, dict) else None
     if not isinstance(config, dict):
         raise ValueError(f"{str(path)!r} must hold a trace model, got a checkpoint of something else")
+    if config["network"] != fingerprint(network.call.owner):
+        raise ValueError(f"{str(path)!r} must hold a trace model of this network, got that of other weights")
     sizes = {"width": int(config["width"]), "hidden": int(config["hidden"])}
     shape, scale = tuple(int(n) for n in config["event_shape"]), DataScale(**config["scale"])
-    model = TraceModel(network, config["form"], scale, features=config["features"], event_shape=shape, **sizes)
+    rho = None if config["rho"] is None else (float(config["rho"][0]), float(config["rho"][1]))
+    model = TraceModel(network, config["form"], scale, features=config["features"], event_shape=shape, rho=rho, **sizes)
     checkpoints.load_into(model.module, found.tensors, f"{str(path)!r}")
+    model.module.to(device_of(network.call.owner))
     return model
+
+
+def fingerprint(owner: Any) -> str | None:
+    """Return what tells a module's weights from others; None for functions, whose weights are not known."""
+    if not isinstance(owner, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in owner.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _submodule(owner: Any, name: str) -> nn.Module:

@@ -90,6 +90,25 @@ def test_traces_of_ones_own(prior):
     torch.testing.assert_close(found.log_density, prior.diffuse(*schedule(0.1)).log_density(x), rtol=0, atol=1e-6)
 
 
+def test_traces_with_parameters_leave_no_graph(prior):
+    """And what they return is looked at."""
+    schedule, weight = VP.linear(), torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    x = prior.diffuse(*schedule(0.1)).sample(3, seed=2)
+    graphs = []
+
+    def module(x, t):
+        graphs.append(x.requires_grad)
+        return prior.diffuse(*schedule(t)).score(x)
+
+    network = ScoreNetwork(module, schedule, "score")
+    found = network_log_likelihood(network, x, 0.1, 1.0, trace=lambda x, t: weight * x.sum(dim=1), steps=3)
+    assert not found.log_density.requires_grad and not any(graphs)
+    with pytest.raises(ValueError, match="one number for each state"):
+        network_log_likelihood(network, x, 0.1, 1.0, trace=lambda x, t: x, steps=3)
+    with pytest.raises(ValueError, match="unless terminal gives the density"):
+        network_log_likelihood(network, x, 1.0, 0.1)
+
+
 def test_rows_do_not_depend_on_each_other_and_keep_their_conditions(prior):
     """Rows finish at different times; conditions and probes stay with theirs."""
     schedule, scale = VP.linear(), torch.tensor([1.0, 0.2, 1.5, 0.7], dtype=torch.float64)

@@ -18,7 +18,7 @@ from dfmath.integrations.training import TrainingPlan
 from torch import nn
 
 from dfmath import GaussianMixture
-from dfmath.schedules import EDM, VP
+from dfmath.schedules import EDM, VP, Discrete
 
 DIM = 6
 
@@ -189,6 +189,8 @@ def test_losses_alone_give_the_likelihood(mixture, schedule):
     assert (found.evaluations == 8000).all()
     with pytest.raises(ValueError, match="end must be a time of more noise"):
         network_log_likelihood(network, x, end, start, **options)
+    with pytest.raises(ValueError, match="steps are of the flow"):
+        network_log_likelihood(network, x, start, end, steps=5, **options)
 
 
 def test_heads_beside_hutchinson():
@@ -242,6 +244,15 @@ def test_training_can_be_watched_beside_hutchinson():
     assert values[1] == pytest.approx(in_errors(found.model), rel=1e-3)
 
 
+def broken_off(model, network, folder):
+    """A file of the head, written before the network changed."""
+    with torch.no_grad():
+        network.call.owner.nothing -= 1.0
+        model.save(folder / "before.safetensors")
+        network.call.owner.nothing += 1.0
+    return folder / "before.safetensors"
+
+
 def test_files_bring_the_same_head_back(mixture, tmp_path):
     network = network_of(mixture)
     data = mixture.sample(100, seed=0)
@@ -263,6 +274,12 @@ def test_files_bring_the_same_head_back(mixture, tmp_path):
     train_trace_model(network, data, TrainingPlan(steps=2), rho=(0.1, 3.0), batch=16, checkpoint=other)
     with pytest.raises(ValueError, match="must hold a trace model"):
         load_trace_model(other, network)
+    with torch.no_grad():
+        network.call.owner.nothing += 1.0
+    with pytest.raises(ValueError, match="of other weights"):
+        load_trace_model(broken_off(model, network, tmp_path), network)
+    with pytest.raises(ValueError, match="must be of this training"):
+        train_trace_model(network, data, TrainingPlan(steps=2), rho=(0.1, 3.0), batch=16, checkpoint=other)
     model.width, broken = 3, tmp_path / "broken.safetensors"
     model.save(broken)
     with pytest.raises(ValueError, match=r"head\.layers"):
@@ -297,6 +314,37 @@ def test_bad_input_is_refused(mixture):
         compare_with_hutchinson(untrained(network, "paper", DataScale(1.0, 1.0)), data[:1], (0.5,), 0)
 
 
+def test_networks_of_whole_times_have_heads():
+    """Levels of the training are those of the nearest whole times."""
+    schedule, seen = Discrete(np.linspace(0.999, 0.01, 50)), []
+
+    def module(x, t):
+        seen.append(t)
+        return 0.1 * x
+
+    network = ScoreNetwork(module, schedule, time="discrete")
+    data = isotropic().sample(64, seed=0)
+    found = train_trace_model(network, data, TrainingPlan(steps=2, every=1), rho=(0.1, 3.0), batch=16, validation=data)
+    assert found.training.steps == 2 and all(t.dtype == torch.int64 for t in seen)
+
+
+def test_heads_are_asked_for_what_they_were_trained_for():
+    """Levels and rows; and they need no derivative of the network, not even for the error estimate."""
+    network = ScoreNetwork(TwoClusters(torch.zeros(1, DIM), 0.7), EDM(0.01, 50.0))  # which has no forward mode
+    data = isotropic().sample(64, seed=0).float()
+    model = train_trace_model(network, data, TrainingPlan(steps=1, rate=1e-9), rho=(0.1, 30.0), batch=16).model
+    found = network_log_likelihood(network, data[:4], 0.1, 30.0, trace=model)
+    exact = isotropic().diffuse(1.0, 0.1).log_density(data[:4].double())
+    torch.testing.assert_close(found.log_density.double(), exact, rtol=0, atol=0.2)
+    assert (found.error_estimate < 0.1).all()
+    for start, end in ((0.05, 30.0), (0.1, 40.0)):
+        with pytest.raises(ValueError, match=r"rho must lie in \[0.1, 30\]"):
+            network_log_likelihood(network, data[:4], start, end, trace=model)
+    rows = ScoreNetwork(lambda x, t, y: x, EDM(), conditioning={"y": torch.arange(16)})
+    with pytest.raises(ValueError, match="conditioning 'y' must be shared"):
+        train_trace_model(rows, data, TrainingPlan(steps=1), rho=(0.1, 3.0), batch=16)
+
+
 def test_nothing_is_trained_but_the_head(mixture):
     network = network_of(mixture)
     module = network.call.owner
@@ -308,6 +356,8 @@ def test_nothing_is_trained_but_the_head(mixture):
 def test_scale_is_that_of_the_data(mixture):
     data = mixture.sample(5000, seed=0)
     wanted = DataScale.of(lambda step, generator: data)
-    assert abs(wanted.second_moment - data.square().mean().item()) < 1e-9
-    assert abs(wanted.variance - data.var(dim=0, correction=0).mean().item()) < 1e-9
+    assert wanted.second_moment == pytest.approx(data.square().mean().item(), rel=1e-5)
+    assert wanted.variance == pytest.approx(data.var(dim=0, correction=0).mean().item(), rel=1e-5)
+    far = DataScale.of(lambda step, generator: data[100 * step : 100 * step + 100] + 1e6)
+    assert far.variance == pytest.approx(data[:1600].var(dim=0, correction=0).mean().item(), rel=1e-4)
     assert trace_model.FORMS == ("local-loss", "paper")
