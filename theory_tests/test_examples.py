@@ -52,7 +52,7 @@ def _same(printed, said):
 
 
 def test_the_readme_prints_what_it_says():
-    """One after the other in one session, as a reader would type them."""
+    """One after the other in one interpreter, as a reader would type them."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
     blocks, names = re.findall(r"```python\n(.*?)```(?:\s*```\n(.*?)```)?", text, re.DOTALL), {}
     assert len(blocks) >= 4
