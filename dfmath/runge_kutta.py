@@ -119,6 +119,22 @@ def integrate(
     raise RuntimeError(f"the flow of row {rows.index[0]} needs more than {_MAX_STEPS} steps; loosen rtol")
 
 
+def integrate_evenly(drift: Drift, y: Array, start: float, end: float, steps: int, dim: int) -> Solution:
+    """Integrate every row of y by equal steps of Kutta's classical method of order 4; its error is NaN, (B, dim).
+
+    `drift` is as in `integrate`; four evaluations for each step.
+    """
+    xp, count, h = array_namespace(y), y.shape[0], (end - start) / steps
+    for i in range(steps):
+        t = xp.full_like(y[:, 0], start + i * h)
+        a = drift(t, y)
+        b = drift(t + 0.5 * h, y + 0.5 * h * a)
+        c = drift(t + 0.5 * h, y + 0.5 * h * b)
+        d = drift(t + h, y + h * c)
+        y = y + (h / 6.0) * (a + 2.0 * b + 2.0 * c + d)
+    return Solution(y, np.full(count, 4 * steps), xp.full_like(y[:, :dim], xp.nan))
+
+
 def _begin(drift: Drift, y: Array, start: float, end: float, blocks: list[Block], rtol: float) -> _Rows:
     """Start with a step that moves the state by about one percent; the controller takes it from there."""
     xp, count = array_namespace(y), y.shape[0]

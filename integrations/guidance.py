@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from dfmath.integrations.adjoint import transposed
+from dfmath.integrations.module_call import one_for_each
 from dfmath.integrations.products import PRODUCTS, Product, product_of
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trajectory import Field, time_of
@@ -136,7 +137,7 @@ def guided_sample(
             progress(k + 1, len(levels) - 1)
     end = states[-1].reshape(x.shape)
     with torch.no_grad():
-        final = _losses(loss, end)
+        final = one_for_each("loss", loss(end), len(x))
     counted = guide.evaluations + whole.evaluations
     return GuidedResult(end, torch.stack(losses), final, counted, guide.products)
 
@@ -181,13 +182,13 @@ class _Guide:
         if self.product is None:
             with torch.enable_grad():
                 start = z.detach().requires_grad_()
-                losses = _losses(self.loss, field.follow(start).end.reshape(field.shape))
+                losses = one_for_each("loss", self.loss(field.follow(start).end.reshape(field.shape)), len(z))
             return _derivative(losses, start), losses.detach()
         with torch.no_grad():
             path = field.follow(z)
         with torch.enable_grad():
             end = path.end.reshape(field.shape).requires_grad_()
-            losses = _losses(self.loss, end)
+            losses = one_for_each("loss", self.loss(end), len(z))
         self.products += field.scheme.evaluations
         with torch.no_grad():
             return transposed(path, _derivative(losses, end).flatten(1), self.product), losses.detach()
@@ -207,17 +208,6 @@ class _Guide:
         self.evaluations += 2
         with torch.no_grad():
             return _rms(field.noise(z, 0) - field.noise(z, 0, alone))
-
-
-def _losses(loss: Loss, states: Tensor) -> Tensor:
-    """Evaluate a loss and say what is wrong with what came."""
-    found = loss(states)
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (len(states),):
-        raise ValueError(
-            f"loss must return one number for each sample, ({len(states)},), got {_checks.describe(found)}"
-        )
-    _checks.finite_rows("what loss returns", found.detach())
-    return found
 
 
 @torch.enable_grad()

@@ -26,6 +26,7 @@ from dfmath.integrations.torch import ScoreNetwork
 Tensor: TypeAlias = torch.Tensor
 
 NODES = 40  # of Gauss and Legendre in log rho
+PLACES, WEIGHTS = np.polynomial.legendre.leggauss(NODES)
 AT_ONCE = 2**24  # numbers in the noises of draws that are evaluated together
 
 
@@ -64,7 +65,7 @@ def _log_densities(
     z = (x.flatten(1).to(draws.dtype) / alpha).repeat(copies, 1)
     noises = draws.transpose(0, 1).flatten(0, 1)
     half, total = 0.5 * math.log(high / low), torch.zeros_like(z[:, 0])
-    for i, (place, weight) in enumerate(zip(*np.polynomial.legendre.leggauss(NODES), strict=True)):
+    for i, (place, weight) in enumerate(zip(PLACES, WEIGHTS, strict=True)):
         level = _Level(call, x, low * math.exp(half * (1.0 + place)), low)
         total += half * weight * level.integrand(z, noises[:, i])
     end = _Level(call, x, high, low)

@@ -14,14 +14,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from dfmath.backends._compat import accumulation_dtype, array_namespace
 from dfmath.integrations.i_mmse import NODES, i_mmse_log_densities
-from dfmath.integrations.module_call import Levels, ModuleCall, evaluate
+from dfmath.integrations.module_call import Levels, ModuleCall, evaluate, one_for_each
 from dfmath.integrations.network_fisher import NetworkFisher
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_model import TraceModel
 
 from dfmath import _checks
 from dfmath.flow import check_tolerances
-from dfmath.runge_kutta import Block, Solution, integrate
+from dfmath.runge_kutta import Block, Solution, integrate, integrate_evenly
 
 Tensor: TypeAlias = torch.Tensor
 Trace: TypeAlias = "Literal['exact', 'hutchinson', 'i-mmse'] | TraceModel | Callable[[Tensor, Tensor], Tensor]"
@@ -192,21 +192,7 @@ def _integrate(
     rtol, atol = tolerances
     if steps is None:
         return integrate(flow.drift, flow.tangent, y, first, last, flow.blocks(rtol, atol), rtol)
-    steps = _checks.positive_integer("steps", steps)
-    h = (last - first) / steps
-    for i in range(steps):
-        y = _classical_step(flow.drift, torch.full_like(y[:, 0], first + i * h), y, h)
-    number = torch.full((len(y),), 4 * steps, device=y.device)
-    return Solution(y, number, torch.full((len(y), flow.dim), math.nan, dtype=y.dtype, device=y.device))
-
-
-def _classical_step(drift: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, h: float) -> Tensor:
-    """Kutta's method of order 4."""
-    a = drift(t, y)
-    b = drift(t + 0.5 * h, y + 0.5 * h * a)
-    c = drift(t + 0.5 * h, y + 0.5 * h * b)
-    d = drift(t + h, y + h * c)
-    return y + (h / 6.0) * (a + 2.0 * b + 2.0 * c + d)
+    return integrate_evenly(flow.drift, y, first, last, _checks.positive_integer("steps", steps), flow.dim)
 
 
 class _Flow:
@@ -281,16 +267,8 @@ class _Flow:
             return -levels.sigma[:, None].to(x.dtype) * score, (v * product).sum(dim=1)
         noise = evaluate(call, x, levels, "eps")
         if callable(self.trace):
-            return noise, _told(self.trace(x, levels.t), x)
+            return noise, one_for_each("trace", self.trace(x, levels.t), len(x))[:, None]
         return noise, NetworkFisher(call, x, levels, self.network.derivative).trace()[:, None]
-
-
-def _told(trace: Any, x: Tensor) -> Tensor:
-    """Validate what a function says of the trace, (b, 1)."""
-    if not isinstance(trace, torch.Tensor) or tuple(trace.shape) != (len(x),):
-        raise ValueError(f"trace must return one number for each state, ({len(x)},), got {_checks.describe(trace)}")
-    _checks.finite_rows("what trace returns", trace)
-    return trace[:, None]
 
 
 def _standard_error(samples: Tensor, stochastic: bool) -> Tensor:

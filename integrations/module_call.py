@@ -161,6 +161,14 @@ def _check_output(found: Any, state: Tensor) -> None:
         raise TypeError(f"{wanted} and a floating dtype, got {found.dtype}")
 
 
+def one_for_each(name: str, found: Any, rows: int) -> Tensor:
+    """Return what a caller's function returned, once it is known to be one finite number for each state, (B,)."""
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (rows,):
+        raise ValueError(f"{name} must return one number for each state, ({rows},), got {_checks.describe(found)}")
+    _checks.finite_rows(f"what {name} returns", found.detach())
+    return found
+
+
 def check_time_input(time: Any, output: str, schedule: Schedule) -> None:
     """Raise unless a module of this output can be told times of this schedule in this way."""
     if output in ("denoiser", "edm"):

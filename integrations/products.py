@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from dfmath.backends._compat import accumulation_dtype, array_namespace
 from dfmath.integrations.data_covariance import DataCovariance, gaussian_product
-from dfmath.integrations.module_call import module_dtype
+from dfmath.integrations.module_call import module_dtype, one_for_each
 from dfmath.integrations.secant import Secant
 
 from dfmath import _checks
@@ -163,9 +163,6 @@ def _posterior_trace(trace: Trace, trajectory: Trajectory, i: int) -> Tensor:
     x, t = trajectory.state(i), trajectory.times[i]
     _, sigma = trajectory.network.schedule(t)
     dtype = accumulation_dtype(array_namespace(x), x)
-    told = trace(x, torch.full((len(x),), t, dtype=dtype, device=x.device))
-    if not isinstance(told, torch.Tensor) or tuple(told.shape) != (len(x),):
-        raise ValueError(f"trace must return one number for each sample, ({len(x)},), got {_checks.describe(told)}")
-    _checks.finite_rows("what trace returns", told.detach())
+    told = one_for_each("trace", trace(x, torch.full((len(x),), t, dtype=dtype, device=x.device)), len(x))
     left = x[0].numel() - sigma**2 * told.detach().to(dtype)
     return (trajectory.rho(i) ** 2 * left).clamp(min=0.0).to(x.dtype)

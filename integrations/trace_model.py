@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from dfmath.integrations import checkpoints
 from dfmath.integrations.module_call import Levels, ModuleCall, device_of, evaluate
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_heads import TraceHead, own_features, pooled
@@ -172,6 +171,8 @@ class TraceModel:
 
     def save(self, path: str | Path) -> None:
         """Write the head, not the score network, to a safetensors file, whole or not at all."""
+        from dfmath.integrations import checkpoints  # so that likelihoods do not need safetensors
+
         checkpoints.save(path, self.module.state_dict(), {"trace model": self.config})
 
     @property
@@ -191,6 +192,8 @@ def load_trace_model(path: str | Path, network: ScoreNetwork) -> TraceModel:
     ValueError
         If the file is damaged, a pickle, or of something else, another network included.
     """
+    from dfmath.integrations import checkpoints
+
     found = checkpoints.load(path)
     config = found.config.get("trace model") if isinstance(found.config, dict) else None
     if not isinstance(config, dict):

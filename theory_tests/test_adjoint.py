@@ -578,9 +578,9 @@ def test_samples_do_not_depend_on_each_other_and_zero_gradients_do_nothing(prior
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (lambda x: x.sum(), r"loss must return one number for each sample, \(3,\), got .* of shape \(\)"),
-        (lambda x: x.flatten(1), "one number for each sample"),
-        (lambda x: 3.0, "one number for each sample.*float"),
+        (lambda x: x.sum(), r"loss must return one number for each state, \(3,\), got .* of shape \(\)"),
+        (lambda x: x.flatten(1), "one number for each state"),
+        (lambda x: 3.0, "one number for each state.*float"),
         (lambda x: x.detach().flatten(1).sum(dim=1), "differentiable by the states.*without a graph"),
         (lambda x: torch.ones(3, dtype=x.dtype, requires_grad=True), "without a graph to them"),
         (lambda x: x.flatten(1).sum(dim=1) * torch.tensor([1.0, math.nan, 1.0]), "what loss returns.*row 1"),
@@ -634,7 +634,7 @@ def test_wrong_guidance_is_refused(prior, change, kind, words):
         (vectors(), "unrolled", ValueError, "product must be one of none, paper, centred, difference, vjp"),
         (vectors(), 3, ValueError, "product must be one of"),
         (vectors(), lambda path, i, v: v * math.nan, ValueError, "the adjoint must be finite"),
-        (vectors(), Calibrated(lambda x, t: x), ValueError, r"trace must return one number for each sample, \(3,\)"),
+        (vectors(), Calibrated(lambda x, t: x), ValueError, r"trace must return one number for each state, \(3,\)"),
         (vectors(), Calibrated(lambda x, t: math.nan * t), ValueError, "what trace returns must be finite"),
     ],
 )
