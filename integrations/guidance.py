@@ -12,7 +12,7 @@ from dfmath.integrations.adjoint import transposed
 from dfmath.integrations.module_call import one_for_each
 from dfmath.integrations.products import PRODUCTS, Product, product_of
 from dfmath.integrations.torch import ScoreNetwork
-from dfmath.integrations.trajectory import Field, time_of
+from dfmath.integrations.trajectory import Field
 
 from dfmath import _checks
 from dfmath.solvers import SOLVERS, Scheme, Solver, scheme
@@ -170,7 +170,7 @@ class _Guide:
 
     def __call__(self, z: Tensor, levels: tuple[float, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return the moved state, and the losses (B,) of the one that was given."""
-        t = time_of(self.network, levels[0])
+        t = self.network.time_of(levels[0])
         alpha, _ = self.network.schedule(t)
         field = Field(self.network, self.plan(_thin(levels, self.steps)), (alpha * z).reshape(shape))
         self.evaluations += field.scheme.evaluations

@@ -25,6 +25,7 @@ from dfmath.schedules import Schedule
 __all__ = ["NetworkFisher", "NetworkMarginal", "ScoreNetwork", "symmetry_defect"]
 
 Tensor: TypeAlias = torch.Tensor
+WHOLE = 1e-6  # how far a time that was made from a noise level may lie from the whole number that it is
 
 
 class ScoreNetwork:
@@ -187,6 +188,24 @@ class ScoreNetwork:
         way = self.derivative if derivative is None else derivative
         _checks.one_of("derivative", way, DERIVATIVES)
         return NetworkFisher(self.call, self.door(x), self.call.levels(x, t), way)
+
+    def time_of(self, rho: float) -> float:
+        """Return the time of a noise level, whole where the module is told whole times; ValueError if it has none."""
+        with _checks.on_behalf_of("rhos"):
+            t = float(self.schedule.time(rho))
+        if self.call.time != "discrete":
+            return t
+        if abs(t - round(t)) > WHOLE:
+            raise ValueError(
+                f"rhos must be levels of whole times for a network of discrete times, got {rho:g} at {t:g}"
+            )
+        return float(round(t))
+
+    def canonical_noise(self, z: Tensor, rho: float) -> Tensor:
+        """Return eps_th at the canonical state z = x/alpha and noise level rho, in z's shape [MATH 2.2]."""
+        t = self.time_of(rho)
+        alpha, _ = self.schedule(t)
+        return self.noise(alpha * z, t)
 
     def _predict(self, x: Tensor, t: Any, target: Prediction) -> Tensor:
         """Evaluate the module once and convert."""

@@ -13,7 +13,6 @@ from dfmath import _checks
 from dfmath.solvers import Scheme
 
 Tensor: TypeAlias = torch.Tensor
-WHOLE = 1e-6  # how far a time that was made from a noise level may lie from the whole number that it is
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,10 @@ class Field:
     def __init__(self, network: ScoreNetwork, scheme: Scheme, x: Tensor) -> None:
         _checks.instance("network", network, ScoreNetwork)
         _checks.instance("scheme", scheme, Scheme)
+        if scheme.stochastic:
+            raise ValueError("scheme must be deterministic to be followed back, got one that draws fresh noise")
         self.network, self.scheme, self.shape = network, scheme, tuple(network.door(x).shape)
-        self.times = tuple(time_of(network, rho) for rho in scheme.rhos[:-1])
+        self.times = tuple(network.time_of(rho) for rho in scheme.rhos[:-1])
 
     def begin(self, x: Tensor) -> Tensor:
         """z at the first level."""
@@ -122,8 +123,7 @@ class Field:
         for k in range(len(states) - 1, last):
             stage = self.scheme.stages[k]
             noises.append(self.noise(states[k], k))
-            change = [w * noises[i] for i, w in stage.weights.items()]
-            states.append(sum(change, start=states[stage.start]))
+            states.append(stage.deterministic(states, noises))
 
     def noise(self, z: Tensor, i: int, call: ModuleCall | None = None) -> Tensor:
         """eps at state z, of number i."""
@@ -132,14 +132,3 @@ class Field:
         x = (alpha * z).reshape(self.shape)
         call = self.network.call if call is None else call
         return evaluate(call, x, call.levels(x, t), "eps").reshape(z.shape)
-
-
-def time_of(network: ScoreNetwork, rho: float) -> float:
-    """The time of a noise level, whole where the network is told whole times."""
-    with _checks.on_behalf_of("rhos"):
-        t = float(network.schedule.time(rho))
-    if network.call.time != "discrete":
-        return t
-    if abs(t - round(t)) > WHOLE:
-        raise ValueError(f"rhos must be levels of whole times for a network of discrete times, got {rho:g} at {t:g}")
-    return float(round(t))

@@ -14,19 +14,27 @@ from scipy.integrate import quad
 
 from dfmath import GaussianMixture, probability_flow
 from dfmath.schedules import VP
-from dfmath.solvers import Scheme, Stage, noise_levels, scheme
+from dfmath.solvers import Churn, Scheme, Stage, noise_levels, scheme
 
 GRID = (7.0, 3.0, 1.9, 0.8, 0.45, 0.1)
-KINDS = [("ddim", {}), *(("deis", {"order": q}) for q in range(4)), ("heun", {}), ("dpm++2m", {})]
+KINDS = [
+    ("ddim", {}),
+    *(("deis", {"order": q}) for q in range(4)),
+    ("heun", {}),
+    ("dpm++2m", {}),
+    ("pndm", {}),
+]
 NAMES = [name + str(options.get("order", "")) for name, options in KINDS]
 
 
-def follow(scheme, field, z):
+def follow(scheme, field, z, fresh=None):
     """Run a scheme as it is defined."""
     states, noises = [z], []
     for stage, rho in zip(scheme.stages, scheme.rhos, strict=False):
         noises.append(field(states[-1], rho))
         states.append(states[stage.start] + sum(w * noises[i] for i, w in stage.weights.items()))
+        if stage.fresh:
+            states[-1] = states[-1] + stage.fresh * next(fresh)
     return states
 
 
@@ -46,6 +54,12 @@ def noise_of(prior):
 def wobbly(z, rho):
     """A field with nothing special about it."""
     return np.sin(z) + np.cos(3.0 * rho) * z[::-1]
+
+
+def fresh_noise():
+    rng = np.random.default_rng(5)
+    while True:
+        yield rng.standard_normal(2)
 
 
 def integral_of_log_power(p, a, b):
@@ -140,12 +154,130 @@ def test_dpm_solver_is_the_algorithm_of_its_paper():
         np.testing.assert_allclose(alpha_u * states[k + 1], x, rtol=1e-11)
 
 
+@pytest.mark.parametrize("order", range(4))
+def test_normalised_deis_integrates_polynomials_of_normalised_noise(order):
+    """eps = n(rho) p(log rho) with n a power: integrals of powers times logarithms, by another quadrature."""
+
+    def size(rho):
+        return rho**0.6
+
+    found = scheme("deis", GRID, order=order, normalizer=size)
+    for k, stage in enumerate(found.stages):
+        for p in range(len(stage.weights)):
+            value = sum(w * size(GRID[i]) * math.log(GRID[i]) ** p for i, w in stage.weights.items())
+            wanted = quad(lambda r, p=p: size(r) * math.log(r) ** p, GRID[k], GRID[k + 1], epsabs=0.0, epsrel=1e-13)[0]
+            assert value == pytest.approx(wanted, rel=1e-11, abs=1e-12)
+
+
+def test_a_constant_normalizer_changes_nothing():
+    plain, normalised = (scheme("deis", GRID, order=2, normalizer=size) for size in (None, lambda rho: 3.0))
+    for one, other in zip(plain.stages, normalised.stages, strict=True):
+        assert dict(other.weights) == pytest.approx(dict(one.weights), rel=1e-12)
+
+
+def test_deis_in_rho_has_rational_weights():
+    """The line through two noises over the next step: h + h^2/(2 h_before) and -h^2/(2 h_before)."""
+    found = scheme("deis", GRID, order=1, time=lambda rho: rho)
+    for k in range(1, len(GRID) - 1):
+        before, step = GRID[k] - GRID[k - 1], GRID[k + 1] - GRID[k]
+        weights = found.stages[k].weights
+        assert weights[k] == pytest.approx(step + step**2 / (2.0 * before), rel=1e-12)
+        assert weights[k - 1] == pytest.approx(-(step**2) / (2.0 * before), rel=1e-12)
+
+
+def test_quadrature_holds_for_times_with_kinks():
+    """Tables of noise levels are broken lines."""
+
+    def time(rho):
+        return math.log(rho) + abs(math.log(rho) - 0.3)
+
+    weights = scheme("deis", (4.0, 2.0, 1.0), order=1, time=time).stages[1].weights
+    share = quad(
+        lambda r: (time(r) - time(2.0)) / (time(4.0) - time(2.0)), 2.0, 1.0, points=[math.exp(0.3)], epsrel=1e-13
+    )
+    assert weights[0] == pytest.approx(share[0], rel=1e-10)
+
+
+def test_pndm_is_the_algorithm_of_its_paper():
+    """Liu et al. 2022, eq. 12 and 13 with DDIM's transfer, after a first step of Heun."""
+    z, noises, states = np.array([0.7, -1.2]), [], []
+    for k, (t, u) in enumerate(itertools.pairwise(GRID)):
+        noises.append(wobbly(z, t))
+        e = noises[::-1]
+        mean = [
+            lambda e, z, t, u: 0.5 * (e[0] + wobbly(z + (u - t) * e[0], u)),
+            lambda e, *_: (3.0 * e[0] - e[1]) / 2.0,
+            lambda e, *_: (23.0 * e[0] - 16.0 * e[1] + 5.0 * e[2]) / 12.0,
+            lambda e, *_: (55.0 * e[0] - 59.0 * e[1] + 37.0 * e[2] - 9.0 * e[3]) / 24.0,
+        ][min(k, 3)](e, z, t, u)
+        z = z + (u - t) * mean
+        states.append(z)
+    found = scheme("pndm", GRID)
+    run = follow(found, wobbly, np.array([0.7, -1.2]))
+    np.testing.assert_allclose([run[end] for end in found.ends[1:]], states, rtol=1e-12)
+    assert found.evaluations == len(GRID)
+
+
+def test_ddpm_is_the_textbook_formula():
+    """Ho et al. 2020, eq. 7, in x and with abar: the posterior of the level before, given the data predicted."""
+    schedule, times = VP.linear(), (0.9, 0.5, 0.2, 0.01)
+    x, fresh = np.array([0.7, -1.2]), fresh_noise()
+    found = scheme("ddpm", [schedule.rho(t) for t in times])
+    states = follow(found, wobbly, x / schedule(times[0])[0], fresh_noise())
+    for t, u, state in zip(times, times[1:], states[1:], strict=False):
+        (alpha, sigma), (alpha_u, _) = schedule(t), schedule(u)
+        data = (x - sigma * wobbly(x / alpha, schedule.rho(t))) / alpha
+        abar, before = alpha**2, alpha_u**2
+        beta = 1.0 - abar / before
+        mean = (
+            math.sqrt(before) * beta / (1.0 - abar) * data + math.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - abar) * x
+        )
+        x = mean + math.sqrt((1.0 - before) / (1.0 - abar) * beta) * next(fresh)
+        np.testing.assert_allclose(alpha_u * state, x, rtol=1e-11)
+    assert found.stochastic and found.evaluations == 3
+
+
+@pytest.mark.parametrize("levels", [GRID, (*GRID, 0.0)])
+def test_churn_is_the_algorithm_of_edm(levels):
+    """Karras et al. 2022, algorithm 2, with a window that leaves out both ends."""
+    churn, fresh = Churn(1.5, 0.3, 4.0, 1.01), fresh_noise()
+    z, wanted = np.array([0.7, -1.2]), []
+    for t, u in itertools.pairwise(levels):
+        gamma = min(1.5 / (len(levels) - 1), math.sqrt(2.0) - 1.0) if 0.3 <= t <= 4.0 else 0.0
+        hat = t * (1.0 + gamma)
+        if gamma > 0.0:
+            z = z + math.sqrt(hat**2 - t**2) * 1.01 * next(fresh)
+        slope = wobbly(z, hat)
+        after = z + (u - hat) * slope
+        z = z + (u - hat) * 0.5 * (slope + wobbly(after, u)) if u > 0.0 else after
+        wanted.append(z)
+    found = scheme("heun", levels, churn=churn)
+    states = follow(found, wobbly, np.array([0.7, -1.2]), fresh_noise())
+    np.testing.assert_allclose([states[end] for end in found.ends[1:]], wanted, rtol=1e-12)
+    assert [found.rhos[end] for end in found.ends] == list(levels)
+    assert found.evaluations == scheme("heun", levels).evaluations
+
+
+def test_churn_of_a_large_amount_is_bounded():
+    assert Churn(1e9).raised(2.0, 4) == pytest.approx(2.0 * math.sqrt(2.0), rel=1e-15)
+    assert not scheme("heun", GRID, churn=Churn(0.0)).stochastic
+
+
 @pytest.mark.parametrize(
     ("solver", "options", "order"),
-    [("ddim", {}, 1), *(("deis", {"order": q}, q + 1) for q in range(1, 4)), ("heun", {}, 2), ("dpm++2m", {}, 2)],
+    [
+        ("ddim", {}, 1),
+        *(("deis", {"order": q}, q + 1) for q in range(1, 4)),
+        ("heun", {}, 2),
+        ("dpm++2m", {}, 2),
+        ("pndm", {}, 2),
+    ],
 )
 def test_convergence_to_the_exact_flow(prior, solver, options, order):
-    """From noise so high that the first steps, of lower order, cost nothing."""
+    """From noise so high that the first steps, of lower order, cost nothing.
+
+    PNDM's weights are those of even steps; where noise levels are not even, its mean of noises has no higher order.
+    """
     start, end = 1e4, 0.2
     z = start * np.random.default_rng(1).standard_normal((4, 2))
     exact = probability_flow(prior, z, start, end, rtol=1e-12, atol=1e-13).x
@@ -195,6 +327,16 @@ def test_noise_levels():
     assert noise_levels(3.0, 1.0, 1) == (3.0, 1.0)
 
 
+@pytest.mark.parametrize(("spacing", "power"), [("time", 1.0), ("time-squared", 2.0)])
+def test_levels_that_are_even_in_time(spacing, power):
+    schedule = VP.linear()
+    high, low = schedule.rho(0.9), schedule.rho(0.01)
+    found = noise_levels(high, low, 8, spacing, schedule)
+    wanted = np.linspace(0.9 ** (1.0 / power), 0.01 ** (1.0 / power), 9) ** power
+    np.testing.assert_allclose([schedule.time(rho) for rho in found], wanted, rtol=1e-10)
+    assert found[0] == high and found[-1] == low
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
@@ -212,6 +354,11 @@ def test_noise_levels():
         ({"order": 1}, ValueError, "order is an option of solver 'deis', got it for 'ddim'"),
         ({"time": math.log}, ValueError, "time is an option"),
         ({"solver": "deis", "order": 4}, ValueError, "order must be an index from 0 and below 4"),
+        ({"normalizer": math.log}, ValueError, "normalizer is an option of solver 'deis'"),
+        ({"churn": Churn(1.0)}, ValueError, "churn is an option of solver 'heun', got it for 'ddim'"),
+        ({"solver": "heun", "churn": 1.0}, TypeError, "churn must be an instance of"),
+        ({"solver": "deis", "normalizer": 2.0}, TypeError, "normalizer must be a function of rho"),
+        ({"solver": "deis", "normalizer": lambda rho: 1.0 - rho}, ValueError, "normalizer must be positive"),
         ({"solver": "deis", "time": 3}, TypeError, "time must be a function of rho"),
         ({"solver": "deis", "time": lambda rho: -rho}, ValueError, "increase strictly"),
         ({"solver": "deis", "time": lambda rho: math.inf}, ValueError, "finite at every level, got inf at rho = 2"),
@@ -231,6 +378,10 @@ def test_wrong_arguments_are_refused(change, kind, words):
         ({"stages": (Stage(0, {0: -1.0}), Stage(2, {0: 1.0}))}, "stage 1 must use states 0 to 1"),
         ({"stages": (Stage(0, {1: -1.0}), Stage(0, {0: 1.0}))}, "stage 0 must use states 0 to 0"),
         ({"stages": (Stage(0, {0: math.nan}), Stage(0, {0: 1.0}))}, "stage 0 must have finite weights"),
+        (
+            {"stages": (Stage(0, {0: -1.0}, -1.0), Stage(1, {1: -1.0}))},
+            "stage 0 must have a finite level of fresh noise",
+        ),
         ({"ends": (0, 1)}, "ends must increase from 0 to 2"),
         ({"ends": (0, 1, 1, 2)}, "ends must increase"),
         ({"ends": ()}, "ends"),
@@ -243,10 +394,28 @@ def test_schemes_that_cannot_be_run_are_refused(change, words):
         Scheme(**(good | change))
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"rho_min": 0.0}, {"rho_max": 0.01}, {"spacing": "linear"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"rho_min": 0.0}, {"rho_max": 0.01}, {"spacing": "linear"}, {"schedule": VP.linear()}],
+)
 def test_wrong_grids_are_refused(change):
     with pytest.raises(ValueError, match="|".join(change)):
         noise_levels(**({"rho_max": 80.0, "rho_min": 0.02, "steps": 4} | change))
+
+
+def test_wrong_spacings_in_time_are_refused():
+    with pytest.raises(ValueError, match="give both or neither"):
+        noise_levels(80.0, 0.02, 4, "time")
+    with pytest.raises(ValueError, match="rho_max and rho_min"):
+        noise_levels(1e9, 0.02, 4, "time", VP.linear())
+
+
+@pytest.mark.parametrize(
+    "change", [{"amount": -1.0}, {"scale": math.inf}, {"low": 2.0, "high": 1.0}, {"high": math.nan}]
+)
+def test_wrong_churns_are_refused(change):
+    with pytest.raises(ValueError, match="|".join(change)):
+        Churn(**({"amount": 1.0} | change))
 
 
 def test_solvers_take_partial_application():

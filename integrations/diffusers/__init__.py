@@ -1,0 +1,23 @@
+"""diffusers' schedulers and pipelines as networks and samplers of this library, and the other way round."""
+
+from dfmath.integrations.diffusers.conventions import Convention, convention_of, schedule_from
+from dfmath.integrations.diffusers.deis_sn import DEISSNScheduler
+from dfmath.integrations.diffusers.guided import Generated, guided_generate, pipeline_levels
+from dfmath.integrations.diffusers.latents import decoded, encoded
+from dfmath.integrations.diffusers.pipelines import network_from_model, network_of
+from dfmath.integrations.diffusers.rewards import colourfulness
+
+__all__ = [
+    "Convention",
+    "DEISSNScheduler",
+    "Generated",
+    "colourfulness",
+    "convention_of",
+    "decoded",
+    "encoded",
+    "guided_generate",
+    "network_from_model",
+    "network_of",
+    "pipeline_levels",
+    "schedule_from",
+]
