@@ -34,14 +34,18 @@ WAVES, BATCH = 16, 512
 
 
 class ScoreMLP(nn.Module):
-    """A residual network of the noise level: the raw part of EDM's preconditioning for flat data."""
+    """A residual network of the noise level: the raw part of EDM's preconditioning for flat data.
 
-    def __init__(self, dim: int, width: int = 256, blocks: int = 3) -> None:
+    Beside it a linear map whose gains depend on the level: what a Gaussian of the data's covariance asks for.
+    """
+
+    def __init__(self, dim: int, width: int = 256, blocks: int = 3, told: int = 64) -> None:
         super().__init__()
         self.register_buffer("waves", torch.exp(torch.linspace(math.log(0.2), math.log(6.0), WAVES)))
         self.first = nn.Linear(dim, width)
-        self.level = nn.Sequential(nn.Linear(2 * WAVES, width), nn.SiLU())
-        self.turns = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
+        self.level = nn.Sequential(nn.Linear(2 * WAVES, told), nn.SiLU())
+        self.down, self.gains, self.up = nn.Linear(dim, dim), nn.Linear(told, dim), nn.Linear(dim, dim)
+        self.turns = nn.ModuleList(nn.Linear(told, 2 * width) for _ in range(blocks))
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -55,7 +59,7 @@ class ScoreMLP(nn.Module):
         for turn, inner, outer in zip(self.turns, self.inner, self.outer, strict=True):
             scale, shift = turn(level).chunk(2, dim=1)
             h = h + outer(nn.functional.silu((1.0 + scale) * inner(nn.functional.silu(h)) + shift))
-        found: Tensor = self.last(nn.functional.silu(self.norm(h)))
+        found: Tensor = self.last(nn.functional.silu(self.norm(h))) + self.up(self.gains(level) * self.down(x))
         return found
 
 
@@ -108,7 +112,7 @@ def truth(cache: Path, quick: bool = False, progress: Callable[[str], None] | No
 
 def training_plan(quick: bool) -> TrainingPlan:
     """Of the score network."""
-    return TrainingPlan(steps=600 if quick else 8000, rate=2e-3, warmup=200, averaging=0.999, every=1000, seed=0)
+    return TrainingPlan(steps=600 if quick else 9000, rate=2e-3, warmup=200, averaging=0.999, every=1000, seed=0)
 
 
 def levels(count: int = 10) -> list[float]:

@@ -36,7 +36,8 @@ class State:
             raise ValueError("module must have a parameter that requires grad, got none")
         # In half precision the small changes of an average would be rounded away.
         self.averaged = {n: p.detach().to(_wide(p.dtype), copy=True) for n, p in self.trained.items()}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=plan.weight_decay)
+        fused = self.place.device.type == "cpu"  # elsewhere torch knows best
+        self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=plan.weight_decay, fused=fused or None)
         self.losses: list[float] = []
         self.validations: list[tuple[int, float]] = []
 
