@@ -124,3 +124,25 @@ def network(
     run.save(result, folder)
     report.print_json(result) if json else print(run.markdown(result))
     return 0
+
+
+@bench.command()
+def sampling(
+    batch: Annotated[int, typer.Option(help="Images in a call.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 7,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """What samplers add to their evaluations, beside diffusers and azula; needs diffusers."""
+    needs("bench sampling", "diffusers", "torch", "diffusers", "safetensors")
+    from dfmath import report
+    from dfmath.benchmarks import sampling as run
+    from dfmath.benchmarks import timing
+
+    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
+    folder = timing.folder(output)
+    with progress("benchmark", 2) as advance:
+        result = run.measure(batch, rounds, advance)
+    run.save(result, folder)
+    report.print_json(result) if json else print(run.markdown(result))
+    return 0

@@ -9,11 +9,11 @@ import typer
 from dfmath import _checks
 from dfmath.console import Json, needs, progress, save
 
-NAMES = ("trace-error", "nll", "adjoint")
+NAMES = ("trace-error", "nll", "adjoint", "samplers")
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="trace-error, nll, adjoint, or all.")] = "all",
+    name: Annotated[str, typer.Argument(help="trace-error, nll, adjoint, samplers, or all.")] = "all",
     quick: Annotated[
         bool, typer.Option("--quick", help="Networks trained for a few seconds: to see that it runs.")
     ] = False,
@@ -21,7 +21,7 @@ def reproduce(
     cache: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where trained networks are kept.")] = None,
     json: Json = False,
 ) -> int:
-    """Estimates from a trained network beside the truth.
+    """Estimates from a trained network, and samplers, beside the truth.
 
     A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly, and a
     network is trained on its samples. It and its trace heads take some minutes to train the first time.
@@ -51,8 +51,11 @@ def reproduce(
 
 def _run(name: str, truth: Any) -> tuple[Any, dict[str, Any]]:
     """One experiment, with the module that draws its tables and figure."""
-    from dfmath.experiments import adjoint, nll, trace_error
+    from dfmath.experiments import adjoint, nll, samplers, trace_error
 
+    if name == "samplers":
+        with progress(name, samplers.PARTS) as advance:
+            return samplers, samplers.measure(truth, advance)
     forms: Any = ("local-loss",) if name == "adjoint" else ("local-loss", "paper")
     with progress("trace heads", len(forms) * trace_error.head_plan(truth.quick).steps) as advance:
         models = trace_error.heads(truth, advance, forms)

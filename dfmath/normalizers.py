@@ -76,6 +76,11 @@ class Normalizer:
             return self.sizes[0] * rho / low
         return self.sizes[-1] if rho >= high else math.exp(float(self._curve(math.log(rho))))
 
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Where the curve is not smooth: at the levels."""
+        return self.rhos
+
     @cached_property
     def _curve(self) -> Any:
         from scipy.interpolate import PchipInterpolator

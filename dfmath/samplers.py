@@ -50,7 +50,7 @@ def sample(
     spacing: Spacing | None = None,
     clean: bool | None = None,
     order: int | None = None,
-    time: Callable[[float], float] | None = None,
+    time: Callable[[float], float] | Schedule | None = None,
     normalizer: Callable[[float], float] | None = None,
     churn: Churn | None = None,
     seed: int | None = None,

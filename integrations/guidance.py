@@ -118,7 +118,7 @@ def guided_sample(
     TypeError, ValueError
         If something does not fit; in the run, if the loss does not return (B,) finite numbers with a graph.
     """
-    guide = _Guide(network, loss, _plan(solver), _product(product), strength, normalisation, rollout_steps)
+    guide = Guide(network, loss, solver, product, strength, normalisation, rollout_steps)
     first, last = _window(guide_from, guide_to, len(_sequence(rhos)) - 1)
     whole = guide.plan(rhos)
     levels = tuple(whole.rhos[end] for end in whole.ends)
@@ -142,15 +142,15 @@ def guided_sample(
     return GuidedResult(end, torch.stack(losses), final, counted, guide.products)
 
 
-class _Guide:
-    """One guidance; counts what it costs."""
+class Guide:
+    """One guidance: moves states (B, d) at the first of some levels against the gradient of a loss at their end."""
 
     def __init__(
         self,
         network: ScoreNetwork,
         loss: Loss,
-        plan: Callable[[Sequence[float]], Scheme],
-        product: Product | None,
+        solver: Solver | Callable[[Sequence[float]], Scheme],
+        product: Product | str,
         strength: float,
         normalisation: Normalisation,
         rollout_steps: int | None,
@@ -163,7 +163,8 @@ class _Guide:
             raise ValueError("normalisation 'correction' needs a guided network, whose correction gives the unit")
         if not math.isfinite(_checks.real_number("strength", strength)):
             raise ValueError(f"strength must be finite, got {strength:g}")
-        self.network, self.loss, self.plan, self.product = network, loss, plan, product
+        self.network, self.loss = network, loss
+        self.plan, self.product = _plan(solver), _product(product)
         self.strength, self.normalisation = float(strength), normalisation
         self.steps = None if rollout_steps is None else _checks.positive_integer("rollout_steps", rollout_steps)
         self.evaluations = self.products = 0

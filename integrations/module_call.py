@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,17 @@ def device_of(module: Any) -> torch.device:
 def module_dtype(module: Any) -> torch.dtype | None:
     """Return the dtype of a module's first floating parameter; None for functions."""
     return next((p.dtype for p in _parameters(module) if p.is_floating_point()), None)
+
+
+def fingerprint(owner: Any) -> str | None:
+    """Return what tells a module's weights from others; None for functions, whose weights are not known."""
+    if not isinstance(owner, torch.nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in owner.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _parameters(module: Any) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -137,6 +137,13 @@ class ScoreNetwork:
     def __repr__(self) -> str:
         kind, call = type(self.call.module).__name__, self.call
         return f"<ScoreNetwork {kind}, prediction {call.output!r}, {call.schedule!r}, guidance {call.guidance:g}>"
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, prompt: str | Sequence[str] | None = None, **options: Any) -> ScoreNetwork:
+        """Return the network of a diffusers pipeline; see `dfmath.integrations.diffusers.network_of`."""
+        from dfmath.integrations.diffusers import network_of
+
+        return network_of(pipe, prompt, **options)
 
     @property
     def schedule(self) -> Schedule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from dfmath.integrations.module_call import Levels, ModuleCall, device_of, evaluate
+from dfmath.integrations.module_call import Levels, ModuleCall, device_of, evaluate, fingerprint
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_heads import TraceHead, own_features, pooled
 from torch import nn
@@ -207,17 +206,6 @@ def load_trace_model(path: str | Path, network: ScoreNetwork) -> TraceModel:
     checkpoints.load_into(model.module, found.tensors, f"{str(path)!r}")
     model.module.to(device_of(network.call.owner))
     return model
-
-
-def fingerprint(owner: Any) -> str | None:
-    """Return what tells a module's weights from others; None for functions, whose weights are not known."""
-    if not isinstance(owner, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in owner.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _submodule(owner: Any, name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from dfmath.experiments import adjoint, nll, output, trace_error
+from dfmath.experiments import adjoint, nll, output, samplers, trace_error
 from dfmath.experiments import truth as truths
 from dfmath.integrations.training import TrainingPlan
 
@@ -30,6 +30,15 @@ def small():
         patch.setattr(nll, "STEPS", 8)
         patch.setattr(nll, "DRAWS", 2)
         patch.setattr(adjoint, "GRID", (0.1,))
+        for name, value in {
+            "REPEATS": 2,
+            "SAMPLES": 70,
+            "COLLECTED": 12,
+            "FINE": 30,
+            "SHOWN": 2,
+            "EVALUATIONS": (5, 10, 25),
+        }.items():
+            patch.setattr(samplers, name, value)
         for module in (trace_error, adjoint):
             patch.setattr(module, "levels", lambda: [0.05, 0.5, 5.0])
         yield
@@ -38,6 +47,12 @@ def small():
 @pytest.fixture(scope="module")
 def truth(small, tmp_path_factory):
     return truths.truth(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def sampled(truth):
+    """What all samplers do."""
+    return samplers.measure(truth, lambda text: None)
 
 
 def test_the_truth_is_the_mixtures(truth):
@@ -99,10 +114,11 @@ def run_command(monkeypatch, *words):
     return left.value.code
 
 
-def test_commands_write_tables_and_figures(small, tmp_path, capsys, monkeypatch):
+def test_commands_write_tables_and_figures(small, sampled, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(samplers, "measure", lambda truth, advance: sampled)
     monkeypatch.setattr(adjoint, "WAYS", ("none", "secant", "vjp"))  # each is tested in test_adjoint
     folders = ("--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"))
-    for name, tables in (("nll", 1), ("adjoint", 3)):
+    for name, tables in (("nll", 1), ("adjoint", 3), ("samplers", 7)):
         assert run_command(monkeypatch, "reproduce", name, *folders) == 0
         text = (tmp_path / "out" / f"{name}.md").read_text()
         assert text.count("**") == 2 * tables and text.strip() in capsys.readouterr().out
@@ -118,6 +134,55 @@ def test_the_vjp_is_the_unrolled_gradient(truth):
     for level in found:
         assert level["gradients"]["vjp"][0] == 0.0 and abs(level["gradients"]["vjp"][1] - 1.0) < 1e-12
         assert level["products"]["vjp"] > 1e-3
+
+
+def test_distances_between_gaussians_are_known():
+    """Frechet's of commuting covariances; W2 of a shift is the shift, and of any sets what POT says."""
+    a, b = np.diag([1.0, 4.0]), np.diag([9.0, 0.25])
+    found = samplers.frechet_distance(np.array([1.0, 0.0]), a, np.zeros(2), b)
+    assert found == pytest.approx(1.0 + (1.0 - 3.0) ** 2 + (2.0 - 0.5) ** 2, rel=1e-6)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 3)), rng.standard_normal((40, 3))
+    assert samplers.wasserstein(x, x[::-1] + 2.0) == pytest.approx(12.0**0.5, rel=1e-12)
+    ot = pytest.importorskip("ot")
+    wanted = ot.emd2(np.full(40, 0.025), np.full(40, 0.025), ot.dist(x, y))
+    assert samplers.wasserstein(x, y) == pytest.approx(wanted**0.5, rel=1e-9)
+
+
+def test_moments_are_the_mixtures(truth):
+    mean, covariance = samplers.moments(truth.prior)
+    drawn = truth.prior.sample(40_000, seed=0).numpy()
+    assert np.abs(drawn.mean(axis=0) - mean).max() < 0.02
+    assert np.abs(np.cov(drawn.T) - covariance).max() < 0.02
+
+
+def test_pictures_come_back():
+    pixels = samplers._pixels(samplers._picture(np.linspace(-1.0, 1.0, 64)))
+    assert pixels.shape == (10, 10) and pixels[1, 1] == 0 and pixels[8, 8] == 255
+
+
+def test_samplers_get_better_with_evaluations(sampled):
+    """Those of the exact noise approach the end of the flow, and no more evaluations are taken than are said."""
+    rows = sampled["models"]["mixture"]
+    for name in samplers.DETERMINISTIC:
+        off = [rows[name][str(e)]["off the flow"][0] for e in samplers.EVALUATIONS]
+        assert off[-1] < 0.6 * off[0], (name, off)
+        assert all(rows[name][str(e)]["evaluations"] <= e for e in samplers.EVALUATIONS)
+    assert rows["DEIS 3"]["25"]["off the flow"][0] < rows["DDIM"]["25"]["off the flow"][0]
+    assert rows["DEIS-SN 2"]["10"] != rows["DEIS 2"]["10"]
+    known = {
+        "DDIM": 1,
+        "DEIS 1": 2,
+        "DEIS 2": 3,
+        "DEIS 3": 4,
+        "rho-AB 2": 3,
+        "DPM-Solver++(2M)": 2,
+        "PNDM": 2,
+        "Heun": 2,
+    }
+    assert set(known) == set(sampled["orders"])
+    for name, order in known.items():
+        assert sampled["orders"][name]["order"] == pytest.approx(order, abs=0.35), name
 
 
 def test_unknown_experiments_are_refused(capsys, monkeypatch):

@@ -236,3 +236,38 @@ def test_point_masses_are_reached():
     found = sample(PointMasses(points), None, z, steps=40, start=50.0, end=0.01).x
     distance = np.abs(found[:, None] - points[None]).max(axis=2).min(axis=1)
     assert distance.max() < 1e-6
+
+
+# Of networks
+
+
+def test_normalizers_of_networks_are_kept(tmp_path):
+    torch = pytest.importorskip("torch")
+    from dfmath.integrations.score_normalizer import network_normalizer
+    from dfmath.integrations.torch import ScoreNetwork
+
+    class Net(torch.nn.Module):
+        def __init__(self, gain):
+            super().__init__()
+            self.gain, self.calls = torch.nn.Parameter(torch.tensor(gain)), 0
+
+        def forward(self, x, t):
+            self.calls += 1
+            return self.gain * x / (1.0 + t[:, None])
+
+    net, file = Net(0.8), tmp_path / "normalizer.safetensors"
+    network, levels = ScoreNetwork(net, EDM(0.001, 100.0)), noise_levels(20.0, 0.1, 30, "log")
+    x = 20.0 * torch.randn((64, 3), generator=torch.Generator().manual_seed(0))
+    found = network_normalizer(network, x, levels, cache=file)
+    assert found == network_normalizer(network, x, levels)
+    before = net.calls
+    assert network_normalizer(network, x, levels, cache=file) == found and net.calls == before
+    with pytest.raises(ValueError, match=r"must be of this network and run, got another network$"):
+        network_normalizer(ScoreNetwork(Net(0.7), EDM(0.001, 100.0)), x, levels, cache=file)
+    with pytest.raises(ValueError, match="got another schedule, levels"):
+        network_normalizer(ScoreNetwork(net, EDM(0.01, 100.0)), x, levels[1:], cache=file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="safetensors"):
+        network_normalizer(network, x, levels, cache=file)
+    normalised = sample(network, None, x, steps=levels[::6], normalizer=found).x
+    assert normalised.dtype == torch.float32 and not normalised.requires_grad

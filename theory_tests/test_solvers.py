@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from dfmath import GaussianMixture, probability_flow
-from dfmath.schedules import VP
+from dfmath.schedules import VP, Discrete
 from dfmath.solvers import Churn, Scheme, Stage, noise_levels, scheme
 
 GRID = (7.0, 3.0, 1.9, 0.8, 0.45, 0.1)
@@ -84,7 +84,8 @@ def test_deis_integrates_polynomials_exactly(order):
 def test_deis_integrates_polynomials_of_the_schedules_time(order):
     schedule = VP.linear()
     levels = tuple(schedule.rho(t) for t in (0.9, 0.6, 0.4, 0.2, 0.05))
-    found = scheme("deis", levels, order=order, time=schedule.time)
+    found = scheme("deis", levels, order=order, time=schedule)
+    assert found == scheme("deis", levels, order=order, time=schedule.time)
     for p in range(order + 1):
         value = sum(w * schedule.time(levels[i]) ** p for i, w in found.stages[3].weights.items())
         wanted = quad(lambda r, p=p: schedule.time(r) ** p, levels[3], levels[4], epsrel=1e-12)[0]
@@ -196,6 +197,18 @@ def test_quadrature_holds_for_times_with_kinks():
         lambda r: (time(r) - time(2.0)) / (time(4.0) - time(2.0)), 2.0, 1.0, points=[math.exp(0.3)], epsrel=1e-13
     )
     assert weights[0] == pytest.approx(share[0], rel=1e-10)
+
+
+def test_a_table_of_levels_stands_for_its_time():
+    """Its kinks are known: the weights are those of its time, whose integrals are sums over its pieces."""
+    table = Discrete(np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000)))
+    levels = [table.rho(t) for t in (700.0, 520.5, 333.0)]
+    weights = scheme("deis", levels, order=1, time=table).stages[1].weights
+    knots = [levels[1], *(table.rho(float(t)) for t in range(520, 333, -1)), levels[2]]
+    share = 0.0
+    for a, b in itertools.pairwise(knots):
+        share += quad(lambda r: (table.time(r) - 520.5) / (700.0 - 520.5), a, b, epsabs=0.0, epsrel=1e-12)[0]
+    assert weights[0] == pytest.approx(share, rel=1e-10)
 
 
 def test_pndm_is_the_algorithm_of_its_paper():

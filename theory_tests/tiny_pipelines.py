@@ -166,7 +166,7 @@ def dit():
         num_layers=1,
         sample_size=8,
         patch_size=2,
-        num_embeds_ada_norm=10,
+        num_embeds_ada_norm=1000,  # the pipeline's own number of no class
         norm_type="ada_norm_zero",
         norm_elementwise_affine=False,
     )

@@ -110,6 +110,11 @@ class Schedule(ABC):
         return 0.0, 1.0
 
     @property
+    def kinks(self) -> tuple[float, ...]:
+        """Noise-to-signal ratios at which the time, as a function of them, is not smooth."""
+        return ()
+
+    @property
     def _rho_range(self) -> tuple[float, float]:
         low, high = self.domain
         return self._rho(math, low), math.inf if self._ends_in_noise else self._rho(math, high)

@@ -65,6 +65,11 @@ class Discrete(VP):
         """(0, T - 1)."""
         return 0.0, float(len(self.alphas_cumprod) - 1)
 
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Ratios of the table: log rho is a broken line through them."""
+        return tuple(numpy_namespace().exp(self._line[1]).tolist())
+
     @cached_property
     def _line(self) -> tuple[Array, Array]:
         """The knots of log rho over t, as two float64 NumPy arrays."""

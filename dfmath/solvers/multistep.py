@@ -21,7 +21,7 @@ ADAMS_BASHFORTH = (
     (55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0),
 )  # the last noise first
 
-Variable = Callable[[float], float]
+Variable = Callable[[float], float]  # of rho; where it is not smooth is said by its `kinks`, if it has any
 
 
 def euler_weights(levels: tuple[float, ...]) -> list[dict[int, float]]:
@@ -61,11 +61,18 @@ def _integrals(
 
     def integrand(log_rho: float) -> np.ndarray:
         rho = math.exp(log_rho)
-        weight = rho if size is None else rho * float(size(rho))
+        weight = -rho if size is None else -rho * float(size(rho))  # noise falls, and SciPy's points must rise
         return weight * _lagrange(float(time(rho)), times) / sizes
 
     found, error = quad_vec(
-        integrand, math.log(start), math.log(end), epsabs=0.0, epsrel=QUADRATURE_ERROR, norm="max", limit=20_000
+        integrand,
+        math.log(end),
+        math.log(start),
+        epsabs=0.0,
+        epsrel=QUADRATURE_ERROR,
+        norm="max",
+        limit=20_000,
+        points=[math.log(rho) for f in (time, size) for rho in getattr(f, "kinks", ()) if end < rho < start],
     )
     largest = np.abs(found).max()
     if not error <= 1e3 * QUADRATURE_ERROR * largest:

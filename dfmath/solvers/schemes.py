@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from dfmath import _checks
+from dfmath.schedules import Schedule
 from dfmath.solvers.grids import levels_of
 from dfmath.solvers.heun import heun
 from dfmath.solvers.multistep import HIGHEST_ORDER, euler_weights, pndm, polynomial_weights, two_step_weights
@@ -23,7 +24,7 @@ def scheme(
     rhos: Sequence[float],
     *,
     order: int | None = None,
-    time: Callable[[float], float] | None = None,
+    time: Callable[[float], float] | Schedule | None = None,
     normalizer: Callable[[float], float] | None = None,
     churn: Churn | None = None,
 ) -> Scheme:
@@ -52,8 +53,8 @@ def scheme(
     order
         Of ``deis``, and only for it: 0 (which is DDIM, unless normalised) to 3; 2 if not given.
     time
-        Of ``deis``, and only for it: what polynomials are in; log rho if not given. A schedule's own ``time`` makes
-        tAB-DEIS, ``lambda rho: rho`` rhoAB-DEIS.
+        Of ``deis``, and only for it: what polynomials are in, a function of rho; log rho if not given. A schedule
+        stands for its time and makes tAB-DEIS, ``lambda rho: rho`` rhoAB-DEIS.
     normalizer
         Of ``deis``, and only for it: n(rho) > 0, the size that noises have at rho. Polynomials are then through
         eps/n, as DEIS-SN has it (Xia et al. 2023); see `dfmath.normalizers`.
@@ -83,15 +84,30 @@ def scheme(
         _checks.instance("churn", churn, Churn)
     made: dict[str, Callable[[], Scheme]] = {
         "ddim": lambda: one_stage_steps(levels, euler_weights(levels)),
-        "deis": lambda: one_stage_steps(
-            levels, polynomial_weights(levels, _order(order), time or math.log, normalizer)
-        ),
+        "deis": lambda: one_stage_steps(levels, polynomial_weights(levels, _order(order), _variable(time), normalizer)),
         "heun": lambda: heun(levels, churn),
         "dpm++2m": lambda: one_stage_steps(levels, two_step_weights(levels)),
         "pndm": lambda: pndm(levels),
         "ddpm": lambda: ddpm(levels),
     }
     return made[solver]()
+
+
+def _variable(time: Any) -> Callable[[float], float]:
+    """What polynomials are in, as a function of rho."""
+    if time is None:
+        return math.log
+    return _TimeOf(time) if isinstance(time, Schedule) else time
+
+
+class _TimeOf:
+    """A schedule's time, as a function of rho that says where it is not smooth."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.kinks = schedule, schedule.kinks
+
+    def __call__(self, rho: float) -> float:
+        return float(self.schedule.time(rho))
 
 
 def _order(order: Any) -> int:

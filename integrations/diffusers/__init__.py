@@ -1,5 +1,6 @@
 """diffusers' schedulers and pipelines as networks and samplers of this library, and the other way round."""
 
+from dfmath.integrations.diffusers.callback import guidance_callback
 from dfmath.integrations.diffusers.conventions import Convention, convention_of, schedule_from
 from dfmath.integrations.diffusers.deis_sn import DEISSNScheduler
 from dfmath.integrations.diffusers.guided import Generated, guided_generate, pipeline_levels
@@ -15,6 +16,7 @@ __all__ = [
     "convention_of",
     "decoded",
     "encoded",
+    "guidance_callback",
     "guided_generate",
     "network_from_model",
     "network_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -133,16 +134,23 @@ def guided_generate(
 
 
 def pipeline_levels(pipe: Any, schedule: Schedule, steps: int) -> tuple[float, ...]:
-    """Return the noise levels that a pipeline's scheduler steps through, and 0; the scheduler is left as it was."""
+    """Return the noise levels that a pipeline's scheduler steps through, and 0; the scheduler is left as it was.
+
+    They are the scheduler's own sigmas where it has some, those of its timesteps elsewhere. Flow matching begins at
+    time 0.999 instead of 1, where there is no signal.
+    """
     count, scheduler = _checks.positive_integer("steps", steps), copy.deepcopy(pipe.scheduler)
     shifting = {"mu": 1.0} if getattr(scheduler.config, "use_dynamic_shifting", False) else {}
     scheduler.set_timesteps(count, **shifting)
-    unique = dict.fromkeys(float(t) for t in scheduler.timesteps)  # Heun's and PNDM's name some times twice
-    if isinstance(schedule, FlowMatching):
-        times = [min(t / scheduler.config.num_train_timesteps, LATEST) for t in unique]
+    if getattr(scheduler, "sigmas", None) is None:
+        rhos = [float(schedule.rho(float(t))) for t in scheduler.timesteps if t >= 0]  # trailing grids may name -1
+    elif isinstance(schedule, FlowMatching):
+        rhos = [float(schedule.rho(min(float(s), LATEST))) for s in scheduler.sigmas]
     else:
-        times = [t for t in unique if t >= 0.0]  # trailing grids may name a time before the first
-    return (*(float(schedule.rho(t)) for t in times), 0.0)
+        alpha, sigma = schedule(schedule.domain[1])
+        highest = sigma / alpha if alpha > 0.0 else math.inf  # float32 tables may round beyond it
+        rhos = [min(float(sigma), highest) for sigma in scheduler.sigmas]
+    return (*dict.fromkeys(rho for rho in rhos if rho > 0.0), 0.0)  # Heun's and PNDM's name some levels twice
 
 
 def _start(pipe: Any, network: ScoreNetwork, rho: float, rows: int, size: tuple[int, int] | None, seed: int) -> Tensor:

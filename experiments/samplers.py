@@ -1,0 +1,233 @@
+"""Samplers at few evaluations: from the mixture's own noise, and from that of a network trained on its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from dfmath.experiments import orders, output
+from dfmath.experiments.truth import RHO, Truth
+from dfmath.integrations.score_normalizer import network_normalizer
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from dfmath import GaussianMixture
+from dfmath.normalizers import Normalizer, normalizer_of_prior
+from dfmath.samplers import Churn, sample
+from dfmath.solvers import noise_levels
+
+Tensor: TypeAlias = torch.Tensor
+Model: TypeAlias = Any
+
+EVALUATIONS = (5, 10, 20, 50)
+REPEATS, SAMPLES = 5, 1000  # sets of samples, for error bars; samples in each
+SEEN_AT, SHOWN = 10, 8  # evaluations at which samples are drawn, and how many
+FAR = 1e6  # noise at which nothing of the data is seen
+COLLECTED, FINE = 200, 400  # levels of a network's normalizer; steps of the reference
+DETERMINISTIC: dict[str, dict[str, Any]] = {
+    "DDIM": {"solver": "ddim"},
+    "DEIS 1": {"solver": "deis", "order": 1},
+    "DEIS 2": {"solver": "deis", "order": 2},
+    "DEIS 3": {"solver": "deis", "order": 3},
+    "rho-AB 2": {"solver": "deis", "order": 2, "time": lambda rho: rho},
+    "DEIS-SN 1": {"solver": "deis", "order": 1, "normalizer": True},
+    "DEIS-SN 2": {"solver": "deis", "order": 2, "normalizer": True},
+    "DEIS-SN 3": {"solver": "deis", "order": 3, "normalizer": True},
+    "DPM-Solver++(2M)": {"solver": "dpm++2m"},
+    "PNDM": {"solver": "pndm"},
+    "Heun": {"solver": "heun"},
+}
+STOCHASTIC: dict[str, dict[str, Any]] = {
+    "DDPM": {"solver": "ddpm"},
+    "EDM, churn": {"solver": "heun", "churn": Churn(8.0)},
+}
+WAYS: dict[str, dict[str, Any]] = {**DETERMINISTIC, **STOCHASTIC}
+PARTS = 2 * (len(WAYS) + 1)  # of the work: every sampler, and the reference, of each model
+
+
+def measure(truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
+    """Distances of samples from the mixture, and from the ends of the exact flow, of both models."""
+    repeats, count = (2, 100) if truth.quick else (REPEATS, SAMPLES)
+    start = truth.prior.diffuse(1.0, RHO[1]).sample(repeats * count, seed=5)
+    fresh = [truth.prior.sample(count, seed=100 + k).numpy() for k in range(2 * repeats)]
+    models = {"mixture": (truth.prior, _exact_normalizer(truth), start), "network": _network(truth, start)}
+    found = {name: _model(model, n, x, truth.prior, fresh[:repeats], advance) for name, (model, n, x) in models.items()}
+    plain = {name: options for name, options in DETERMINISTIC.items() if "normalizer" not in options}
+    floor = _distances(truth.prior, np.concatenate(fresh[repeats:]), fresh[:repeats])
+    sizes = {"samples": count, "repeats": repeats, "rho": [RHO[1], RHO[0]]}
+    return sizes | {"floor": floor, "models": found, "orders": orders.measure(plain)}
+
+
+def _exact_normalizer(truth: Truth) -> Normalizer:
+    levels = noise_levels(RHO[1], RHO[0], 40, "log")
+    return normalizer_of_prior(truth.prior, levels, samples=500 if truth.quick else 4000, seed=6)
+
+
+def _network(truth: Truth, start: Tensor) -> tuple[Model, Normalizer, Tensor]:
+    """The network, in its own precision, with its normalizer from the cache."""
+    x, name = start.to(torch.float32), f"digits-normalizer-{'quick' if truth.quick else 'full'}.safetensors"
+    levels = noise_levels(RHO[1], RHO[0], COLLECTED, "log")
+    return truth.network, network_normalizer(truth.network, x, levels, cache=truth.cache / name), x
+
+
+def _model(
+    model: Model, n: Normalizer, x: Tensor, prior: GaussianMixture, fresh: list[Any], advance: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every sampler at every number of evaluations, from the same noise."""
+    exact = sample(model, None, x, solver="heun", steps=FINE, start=RHO[1], end=RHO[0]).x.double().numpy()
+    advance("reference")
+    rows: dict[str, Any] = {"reference": _distances(prior, exact, fresh)}
+    for name, options in WAYS.items():
+        own = options | ({"normalizer": n} if "normalizer" in options else {})
+        seeded = own | ({"seed": 7} if name in STOCHASTIC else {})
+        rows[name] = {}
+        for evaluations in EVALUATIONS:
+            steps = _steps(options["solver"], evaluations)
+            found = sample(model, None, x, steps=steps, start=RHO[1], end=RHO[0], **seeded)
+            ends = found.x.double().numpy()
+            flow = {} if name in STOCHASTIC else {"off the flow": _spread(_off(ends, exact, len(fresh)))}
+            seen = {"pictures": [_picture(end) for end in ends[:SHOWN]]} if evaluations == SEEN_AT else {}
+            rows[name][str(evaluations)] = {
+                "evaluations": found.evaluations,
+                **_distances(prior, ends, fresh),
+                **flow,
+                **seen,
+            }
+        advance(name)
+    return rows
+
+
+def _steps(solver: str, evaluations: int) -> int:
+    """Steps that take no more evaluations: Heun's take two, the last one apart, PNDM's first two."""
+    if solver == "heun":
+        return (evaluations + 1) // 2
+    return evaluations - 1 if solver == "pndm" else evaluations
+
+
+def _distances(prior: GaussianMixture, ends: Any, fresh: list[Any]) -> dict[str, list[float]]:
+    """Frechet distance to the mixture's own moments, and W2 to fresh samples, of sets of samples: mean and error."""
+    sets = np.split(ends, len(fresh))
+    wanted = moments(prior)
+    frechet = [frechet_distance(part.mean(axis=0), np.cov(part.T), *wanted) for part in sets]
+    return {
+        "Frechet": _spread(frechet),
+        "W2": _spread([wasserstein(part, other) for part, other in zip(sets, fresh, strict=True)]),
+    }
+
+
+def moments(prior: GaussianMixture) -> tuple[Any, Any]:
+    """Mean and covariance of the data: where noise hides everything, the posterior is the prior."""
+    x = torch.zeros((1, prior.dim), dtype=prior.dtype)
+    q = prior.diffuse(1.0, FAR)
+    return q.posterior_mean(x)[0].numpy(), q.fisher(x).posterior_covariance().to_dense()[0].numpy()
+
+
+def frechet_distance(mean: Any, covariance: Any, other_mean: Any, other: Any) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), what FID is in the features of a network (Heusel et al. 2017)."""
+    roots = np.sqrt(np.clip(np.linalg.eigvals(covariance @ other).real, 0.0, None))  # of a product of two such matrices
+    return float(np.square(mean - other_mean).sum() + np.trace(covariance + other) - 2.0 * roots.sum())
+
+
+def wasserstein(x: Any, y: Any) -> float:
+    """W2 of two sets of as many points: the best assignment is exact."""
+    cost = cdist(x, y, "sqeuclidean")
+    rows, columns = linear_sum_assignment(cost)
+    return float(np.sqrt(cost[rows, columns].mean()))
+
+
+def _off(ends: Any, exact: Any, sets: int) -> list[float]:
+    """Root mean square distance, for each set, from where the model's own flow ends."""
+    return [float(np.sqrt(np.square(part).sum(axis=1).mean())) for part in np.split(ends - exact, sets)]
+
+
+def _picture(end: Any) -> str:
+    """Pixels of one sample, in [-1, 1], as hexadecimal bytes."""
+    return np.clip(127.5 * (end + 1.0), 0.0, 255.0).astype(np.uint8).tobytes().hex()
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """Mean and standard error."""
+    return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
+
+
+def tables(result: dict[str, Any]) -> list[output.Table]:
+    """One for each model and measure, and the orders: a row for each sampler."""
+    measures = ("off the flow", "Frechet", "W2")
+    found = [_table(result, model, measure) for model in result["models"] for measure in measures]
+    return [*found, orders.table(result["orders"])]
+
+
+def _table(result: dict[str, Any], model: str, measure: str) -> output.Table:
+    rows = result["models"][model]
+    what = {
+        "off the flow": "Root mean square distance from the end of the model's own flow",
+        "Frechet": "Frechet distance from the mixture",
+        "W2": "W2 to as many fresh samples",
+    }[measure]
+    beside = ""
+    if measure in result["floor"]:
+        floor, flow = _cell(result["floor"][measure]), _cell(rows["reference"][measure])
+        beside = f"; of samples of the mixture {floor}, of the flow {flow}"
+    title = f"{what}, by {model}, {result['repeats']} sets of {result['samples']} samples{beside}"
+    names = [name for name in WAYS if measure in rows[name]["5"]]
+    columns = ("sampler", *(f"{n} evaluations" for n in EVALUATIONS))
+    return output.Table(title, columns, [(n, *(_cell(rows[n][str(e)][measure]) for e in EVALUATIONS)) for n in names])
+
+
+def _cell(value: Sequence[float]) -> str:
+    return f"{value[0]:.3g} ± {value[1]:.1g}"
+
+
+def figure(result: dict[str, Any]) -> Any:
+    """Distances against evaluations, one panel for each model and measure, and samples of the network."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(16.0, 7.0), layout="constrained")
+    parts: Any = drawn.subfigures(1, 3, width_ratios=(3.0, 1.4, 1.2))
+    curves, rest, grid = parts
+    measures = ("off the flow", "Frechet")
+    panels = curves.subplots(2, len(measures), sharex=True)
+    orders.draw(rest.subplots(), result["orders"])
+    for row, (model, found) in zip(panels, result["models"].items(), strict=True):
+        for axes, measure in zip(row, measures, strict=True):
+            _panel(axes, found, measure)
+            axes.set_title(f"{measure}, noise of the {model}")
+    for axes in panels[-1]:
+        axes.set_xlabel("evaluations")
+    handles, labels = panels[0, 1].get_legend_handles_labels()
+    curves.legend(handles, labels, loc="outside lower center", ncols=5)
+    _samples(grid, result["models"]["network"])
+    return drawn
+
+
+def _panel(axes: Any, found: dict[str, Any], measure: str) -> None:
+    for k, name in enumerate(WAYS):
+        if measure not in found[name]["5"]:
+            continue
+        counts = [found[name][str(e)]["evaluations"] for e in EVALUATIONS]
+        values, errors = zip(*(found[name][str(e)][measure] for e in EVALUATIONS), strict=True)
+        style = "--" if "SN" in name else ":" if name in STOCHASTIC else "-"
+        axes.errorbar(counts, values, errors, label=name, color=f"C{k % 10}", linestyle=style, marker="o", markersize=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(EVALUATIONS, [str(e) for e in EVALUATIONS])
+    axes.minorticks_off()
+
+
+def _samples(drawn: Any, found: dict[str, Any]) -> None:
+    """One row of pictures for each sampler, all from the same noise."""
+    axes = drawn.subplots()
+    rows = [[_pixels(text) for text in found[name][str(SEEN_AT)]["pictures"]] for name in WAYS]
+    axes.imshow(np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0), cmap="gray_r", vmin=0, vmax=255)
+    side = rows[0][0].shape[0]
+    axes.set_yticks(side * (np.arange(len(WAYS)) + 0.5) - 0.5, list(WAYS))
+    axes.set_xticks([])
+    axes.set_title(f"{SEEN_AT} evaluations of the network")
+
+
+def _pixels(text: str) -> Any:
+    flat = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    side = int(np.sqrt(flat.size))
+    return np.pad(flat.reshape(side, side), 1, constant_values=64)

@@ -1,0 +1,274 @@
+"""Pipelines of diffusers: their networks beside their own runs, and all that is built on them, on tiny random ones."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import diffusers  # noqa: E402
+import tiny_pipelines  # noqa: E402
+from dfmath.integrations.diffusers import (  # noqa: E402
+    DEISSNScheduler,
+    colourfulness,
+    convention_of,
+    decoded,
+    encoded,
+    guidance_callback,
+    guided_generate,
+    network_of,
+    pipeline_levels,
+)
+from dfmath.integrations.likelihood import network_log_likelihood  # noqa: E402
+from dfmath.integrations.products import Calibrated  # noqa: E402
+from dfmath.integrations.trace_matching import train_trace_model  # noqa: E402
+from dfmath.integrations.training_plan import TrainingPlan  # noqa: E402
+
+from dfmath.normalizers import normalizer_along_run  # noqa: E402
+from dfmath.samplers import sample  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),
+    pytest.mark.filterwarnings("ignore:.*deprecated"),
+    pytest.mark.filterwarnings("ignore:a guided field belongs to no density"),
+]
+
+TEXT = ["stable-diffusion", "stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux"]
+LATENTS = ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux"]
+SHAPE = (2, 4, 8, 8)
+PROMPTS = ["a red cat", "two blue dogs"]
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {kind: tiny_pipelines.made(kind) for kind in tiny_pipelines.KINDS}
+
+
+def noise(shape=SHAPE, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(pipe, kind, guidance=1.0, prompt="a red cat"):
+    if kind == "unconditional":
+        return network_of(pipe)
+    if kind == "dit":
+        return network_of(pipe, class_labels=[3], guidance_scale=guidance)
+    return network_of(pipe, prompt, negative_prompt="rain", guidance_scale=guidance)
+
+
+def sigmas_of(scheduler):
+    """Noise-to-signal ratios that a scheduler stepped through."""
+    straight = isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
+    return [float(s / (1.0 - s)) if straight else float(s) for s in scheduler.sigmas]
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_runs_are_those_of_the_pipeline(pipes, kind):
+    """Prompts, guidance, micro-conditioning, packing, what networks are told: all of it, over four of its own steps."""
+    pipe, start = pipes[kind], noise()
+    guidance = 2.5
+    options = {"prompt": PROMPTS, "guidance_scale": guidance, "output_type": "latent"}
+    size = {"height": 8 * pipe.vae_scale_factor, "width": 8 * pipe.vae_scale_factor}
+    if kind != "flux":
+        options["negative_prompt"] = ["rain", "rain"]
+    if kind in ("stable-diffusion-3", "flux"):
+        options["sigmas"] = [0.9, 0.6, 0.4, 0.2]
+    else:
+        options["num_inference_steps"] = 4
+    given = pipe._pack_latents(start, *SHAPE) if kind == "flux" else start
+    theirs = pipe(latents=given, **size, **options).images
+    if kind == "flux":
+        theirs = pipe._unpack_latents(theirs, size["height"], size["width"], pipe.vae_scale_factor)
+    net = network(pipe, kind, guidance, PROMPTS)
+    if kind in ("stable-diffusion", "stable-diffusion-v"):
+        levels = list(pipeline_levels(pipe, net.schedule, 4))
+    else:
+        levels = sigmas_of(pipe.scheduler)
+    convention = convention_of(pipe.scheduler)
+    scale = getattr(pipe.scheduler, "init_noise_sigma", 1.0)
+    z = convention.states(scale * start, levels[0])
+    ours = sample(net, None, z, solver="ddim", steps=levels).x
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_classes_are_those_of_the_pipeline(pipes):
+    pipe = pipes["dit"]
+    theirs = pipe([3, 5], 2.0, torch.Generator().manual_seed(1), 4, output_type="pt").images
+    net = network_of(pipe, class_labels=[3, 5], guidance_scale=2.0)
+    levels = pipeline_levels(pipe, net.schedule, 4)
+    z = convention_of(pipe.scheduler).states(noise(seed=1), levels[0])
+    ours = decoded(pipe, sample(net, None, z, solver="ddim", steps=levels).x).clamp(0.0, 1.0)
+    torch.testing.assert_close(ours, torch.as_tensor(theirs), rtol=1e-3, atol=1e-4)
+
+
+def test_pixels_are_those_of_the_pipeline(pipes):
+    pipe = pipes["unconditional"]
+    theirs = pipe(2, torch.Generator().manual_seed(1), num_inference_steps=4, output_type="np").images
+    net = network_of(pipe)
+    levels = pipeline_levels(pipe, net.schedule, 4)
+    z = convention_of(pipe.scheduler).states(noise((2, 3, 8, 8), 1), levels[0])
+    ours = decoded(pipe, sample(net, None, z, solver="ddim", steps=levels).x).clamp(0.0, 1.0).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours, torch.as_tensor(theirs), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_latents_and_images(pipes, kind):
+    """The decoder is the pipeline's own, and the encoder's scaling its inverse."""
+    pipe, latents = pipes[kind], noise()
+    theirs = pipe.image_processor.postprocess(
+        pipe.vae.decode(
+            latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0.0), return_dict=False
+        )[0].detach(),
+        output_type="pt",
+    )
+    torch.testing.assert_close(decoded(pipe, latents).clamp(0.0, 1.0), theirs, rtol=1e-4, atol=1e-5)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean = pipe.vae.encode(2.0 * images - 1.0).latent_dist.mode().detach()
+    wanted = (mean - (pipe.vae.config.shift_factor or 0.0)) * pipe.vae.config.scaling_factor
+    torch.testing.assert_close(encoded(pipe, images), wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(encoded(pipe, images, seed=0), encoded(pipe, images, seed=1))
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_likelihoods_of_latents(pipes, kind):
+    """A stochastic trace over a coarse grid; the same for one image alone."""
+    net, x = network(pipes[kind], kind), 0.3 * noise()
+    start, end = (net.schedule.time(rho) for rho in (0.1, 20.0))
+    options = {"trace": "hutchinson", "steps": 2, "seed": 0}
+    found = network_log_likelihood(net, x, start, end, **options)
+    assert torch.isfinite(found.log_density).all() and (found.evaluations == 8).all()
+    assert torch.isfinite(found.bits_per_dimension(x[0].numel(), bin_width=0.1)).all()
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_guided_images(pipes, kind):
+    """By differentiation, the paper's product and a calibrated one; the first gains reward and changes nothing else."""
+    pipe = pipes[kind]
+    before = {name: value.clone() for name, value in pipe.vae.state_dict().items()}
+    timesteps = pipe.scheduler.timesteps.clone()
+    options = {"steps": 4, "guide_from": 1, "guide_to": 2, "count": 2, "size": (8, 8), "guidance_scale": 1.0, "seed": 1}
+    start = guided_generate(pipe, "a red cat", colourfulness, strength=0.0, **options)
+    share = 0.5 * 4 * 8 * 8
+    ways = ["vjp", "paper", Calibrated(lambda x, t: torch.full((len(x),), share))]
+    ends = [guided_generate(pipe, "a red cat", colourfulness, method=way, strength=0.5, **options) for way in ways]
+    for found in ends:
+        assert (
+            found.images.shape == (2, 3, 16, 16)
+            and 0.0 <= float(found.images.min()) <= float(found.images.max()) <= 1.0
+        )
+        assert found.before.shape == (2, 2) and torch.isfinite(found.rewards).all()
+    assert (ends[0].rewards > start.rewards).all(), (ends[0].rewards, start.rewards)
+    assert torch.equal(pipe.scheduler.timesteps, timesteps)
+    assert all(torch.equal(before[name], value) for name, value in pipe.vae.state_dict().items())
+    assert all(part.grad is None for part in pipe.vae.parameters())
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion", "stable-diffusion-xl"])
+def test_guidance_inside_a_pipelines_run(pipes, kind):
+    """Its own scheduler's steps with the callback are ours with the same guidances."""
+    pipe = pipes[kind]
+    window = {"guide_from": 1, "guide_to": 2, "strength": 0.5, "method": "vjp"}
+    ours = guided_generate(
+        pipe, "a red cat", colourfulness, steps=4, count=1, size=(8, 8), guidance_scale=2.0, **window
+    )
+    net = network_of(pipe, "a red cat", guidance_scale=2.0)
+    callback = guidance_callback(pipe, net, colourfulness, steps=4, **window)
+    rho = pipeline_levels(pipe, net.schedule, 4)[0]
+    start = rho / (1.0 + rho**2) ** 0.5 * noise((1, 4, 8, 8))
+    if kind == "stable-diffusion-xl":
+        pipe.scheduler.set_timesteps(4)
+        start = rho * noise((1, 4, 8, 8)) / pipe.scheduler.init_noise_sigma
+    side = 8 * pipe.vae_scale_factor
+    theirs = pipe(
+        "a red cat",
+        negative_prompt="",
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        latents=start,
+        height=side,
+        width=side,
+        output_type="latent",
+        callback_on_step_end=callback,
+    ).images
+    torch.testing.assert_close(ours.latents, theirs, rtol=2e-3, atol=2e-3 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_trace_heads_of_pipelines(pipes, kind):
+    """Twenty steps of a head that rides on the network's own features."""
+    net = network(pipes[kind], kind)
+    inside = {"stable-diffusion-3": "transformer_blocks.0", "flux": "x_embedder"}.get(kind, "mid_block")
+    if kind == "stable-diffusion-3":
+        inside = "pos_embed"
+    data = 0.5 * noise((16, 4, 8, 8))
+    trained = train_trace_model(net, data, TrainingPlan(20, 1e-3, every=20), rho=(0.1, 10.0), features=inside, batch=4)
+    assert len(trained.training.losses) == 20
+    t = net.schedule.time(1.0)
+    assert torch.isfinite(trained.model(noise(), t)).all()
+
+
+@pytest.mark.parametrize("kind", [*TEXT])
+def test_normalised_scheduler_is_a_drop_in(pipes, kind):
+    """`pipe.scheduler = DEISSNScheduler.from_config(...)`, with a normalizer that was collected along a run."""
+    pipe = tiny_pipelines.made(kind)
+    net = network(pipe, kind)
+    levels = pipeline_levels(pipe, net.schedule, 12)
+    n = normalizer_along_run(net, levels[0] * noise(), levels)
+    options = {"normalizer_rhos": list(n.rhos), "normalizer_sizes": list(n.sizes)}
+    pipe.scheduler = DEISSNScheduler.from_config(pipe.scheduler.config, **options)
+    size = {"height": 8 * pipe.vae_scale_factor, "width": 8 * pipe.vae_scale_factor}
+    seed = torch.Generator().manual_seed(0)
+    images = pipe("a red cat", num_inference_steps=5, generator=seed, output_type="pt", **size).images
+    assert images.shape == (1, 3, 16, 16) and torch.isfinite(torch.as_tensor(images)).all()
+    assert pipe.scheduler.normalizer is not None
+
+
+def test_normalised_scheduler_samples_pixels():
+    pipe = tiny_pipelines.unconditional(DEISSNScheduler())
+    assert pipe(1, num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+
+
+def test_colourfulness():
+    """Of grey it is nothing; of saturated colours, by hand."""
+    grey = torch.full((1, 3, 4, 4), 0.3)
+    assert colourfulness(grey) < 2e-3
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0, :2] = 1.0  # red and black halves: rg = 1 or 0, yb = 1/2 or 0
+    wanted = (0.25 + 0.0625) ** 0.5 + 0.3 * (0.25 + 0.0625) ** 0.5
+    assert float(colourfulness(red)) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("stable-diffusion", {}, "prompt must be given"),
+        ("stable-diffusion", {"prompt": "a", "class_labels": [1]}, "class_labels must not"),
+        ("dit", {"prompt": "a"}, "class_labels must be given"),
+        ("unconditional", {"prompt": "a"}, "not for an unconditional pipeline"),
+        ("unconditional", {"guidance_scale": 2.0}, "not for an unconditional pipeline"),
+    ],
+)
+def test_wrong_conditioning_is_refused(pipes, kind, change, words):
+    with pytest.raises(ValueError, match=words):
+        network_of(pipes[kind], **change)
+
+
+def test_other_things_are_refused(pipes):
+    with pytest.raises(ValueError, match=r"pipe must be one of diffusers' StableDiffusion, .*got .*object"):
+        network_of(object())
+    net = network(pipes["stable-diffusion"], "stable-diffusion", prompt=PROMPTS)
+    with pytest.raises(ValueError, match="encoder_hidden_states must be of one state or of 3"):
+        net.noise(noise((3, 4, 8, 8)), 10.0)
+    with pytest.raises(ValueError, match="count must be that of prompts, 2"):
+        guided_generate(pipes["stable-diffusion"], PROMPTS, colourfulness, count=3, steps=2, guide_from=0, guide_to=1)
+    with pytest.raises(ValueError, match="images must be floating of shape"):
+        encoded(pipes["flux"], torch.ones(3, 4, 4))
+    with pytest.raises(ValueError, match="must not pack its latents"):
+        guidance_callback(pipes["flux"], net, colourfulness, steps=4)
+    with pytest.raises(ValueError, match="guide_from must be from 1"):
+        guidance_callback(pipes["stable-diffusion"], net, colourfulness, steps=4, guide_from=0, guide_to=2)
+    flux = tiny_pipelines.flux(guided=False)
+    with pytest.raises(ValueError, match="guidance_scale must be 1 for a Flux network"):
+        network_of(flux, "a", guidance_scale=3.0)
