@@ -44,6 +44,7 @@ def network_from_azula(denoiser: Denoiser, **conditioning: Any) -> ScoreNetwork:
 
     def module(z: Tensor, rho: Tensor, **given: Any) -> Tensor:
         t = _time(denoiser.schedule, rho.to(torch.float64))
+        t = t[0] if bool((t == t[0]).all()) else t  # one time for all is what every denoiser of azula takes
         alpha, _ = denoiser.schedule(t)
         x = alpha.to(z.dtype).reshape(-1, *(1,) * (z.ndim - 1)) * z
         mean: Tensor = denoiser(x, t.to(z.dtype), **given).mean

@@ -272,3 +272,17 @@ def test_other_things_are_refused(pipes):
     flux = tiny_pipelines.flux(guided=False)
     with pytest.raises(ValueError, match="guidance_scale must be 1 for a Flux network"):
         network_of(flux, "a", guidance_scale=3.0)
+
+
+def test_the_benchmark_of_samplers_runs(monkeypatch, tmp_path):
+    """On a smaller UNet; what it writes has a row for every way, relative to the evaluations alone."""
+    from dfmath.benchmarks import sampling
+
+    monkeypatch.setattr(sampling, "unet", lambda: tiny_pipelines.unconditional().unet)
+    result = sampling.measure(1, 1, lambda text: None)
+    sampling.save(result, tmp_path)
+    text = (tmp_path / "sampling.md").read_text()
+    assert len(result["seconds"]) == 2
+    for ways in result["seconds"].values():
+        assert {"evaluations alone", "dfmath, DDIM", "dfmath, DEIS 2"} <= set(ways)
+        assert all(f"| {way} |" in text for way in ways)
