@@ -44,8 +44,8 @@ def noise_levels(
 
     Examples
     --------
-    >>> noise_levels(8.0, 1.0, 3, "log")
-    (8.0, 4.0, 2.0, 1.0)
+    >>> [round(rho, 9) for rho in noise_levels(8.0, 1.0, 3, "log")]
+    [8.0, 4.0, 2.0, 1.0]
     """
     count, _ = _checks.positive_integer("steps", steps), _checks.one_of("spacing", spacing, SPACINGS)
     high, low = _checks.real_number("rho_max", rho_max), _checks.real_number("rho_min", rho_min)
