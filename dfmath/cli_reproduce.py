@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,43 +15,76 @@ NAMES = ("trace-error", "nll", "adjoint", "samplers")
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="trace-error, nll, adjoint, samplers, or all.")] = "all",
+    name: Annotated[str, typer.Argument(help="trace-error, nll, adjoint, samplers, all, or pipeline.")] = "all",
     quick: Annotated[
         bool, typer.Option("--quick", help="Networks trained for a few seconds: to see that it runs.")
     ] = False,
     output: Annotated[str, typer.Option(metavar="FOLDER", help="Where tables and figures are written.")] = "reproduced",
     cache: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where trained networks are kept.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="A saved diffusers pipeline, for the experiment 'pipeline' and for it alone."
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Estimates from a trained network, and samplers, beside the truth.
 
     A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly, and a
-    network is trained on its samples. It and its trace heads take some minutes to train the first time.
+    network is trained on its samples. It and its trace heads take some minutes to train the first time. The experiment
+    pipeline has no truth beside it: likelihoods of ten prompts' samples and guidance, on a checkpoint of your own.
     """
-    _checks.one_of("name", name, (*NAMES, "all"))
+    _checks.one_of("name", name, (*NAMES, "pipeline", "all"))
+    if (name == "pipeline") != (model is not None):
+        raise ValueError("--model belongs to the experiment 'pipeline': give both or neither")
     needs("reproduce", "torch", "torch", "safetensors")
     from dfmath import report
     from dfmath.benchmarks import timing
-    from dfmath.experiments import output as files
-    from dfmath.experiments import truth as truths
 
     folder = timing.folder(output)
-    place = truths.cache_folder() if cache is None else timing.folder(cache)
-    with progress("score network", truths.training_plan(quick).steps) as advance:
-        truth = truths.truth(place, quick, advance)
-    results: dict[str, Any] = {}
-    for experiment in NAMES if name == "all" else (name,):
-        module, results[experiment] = _run(experiment, truth)
-        text = files.save(folder, experiment, module.tables(results[experiment]), results[experiment])
-        if not json:
-            print(text)
-        save(module.figure(results[experiment]), str(folder / f"{experiment}.png"), json)
+    if model is not None:
+        runs = {"pipeline": lambda: _on_pipeline(model)}
+    else:
+        truth = _truth(cache, quick)
+        runs = {each: partial(_beside_truth, each, truth) for each in (NAMES if name == "all" else (name,))}
+    results = {each: _kept(each, *run(), folder, json) for each, run in runs.items()}
     if json:
         report.print_json(results)
     return 0
 
 
-def _run(name: str, truth: Any) -> tuple[Any, dict[str, Any]]:
+def _kept(name: str, module: Any, result: dict[str, Any], folder: Path, json: bool) -> dict[str, Any]:
+    """Write tables and figure of an experiment as soon as it is done, and return what they are made of."""
+    from dfmath.experiments import output as files
+
+    text = files.save(folder, name, module.tables(result), result)
+    if not json:
+        print(text)
+    save(module.figure(result), str(folder / f"{name}.png"), json)
+    return result
+
+
+def _truth(cache: str | None, quick: bool) -> Any:
+    from dfmath.benchmarks import timing
+    from dfmath.experiments import truth as truths
+
+    place = truths.cache_folder() if cache is None else timing.folder(cache)
+    with progress("score network", truths.training_plan(quick).steps) as advance:
+        return truths.truth(place, quick, advance)
+
+
+def _on_pipeline(path: str) -> tuple[Any, dict[str, Any]]:
+    """Likelihoods and guidance on a saved pipeline."""
+    needs("reproduce pipeline", "diffusers", "diffusers", "transformers")
+    from dfmath.experiments import pipelines
+
+    pipe = pipelines.loaded(path)
+    with progress("pipeline", pipelines.parts()) as advance:
+        return pipelines, pipelines.measure(pipe, advance)
+
+
+def _beside_truth(name: str, truth: Any) -> tuple[Any, dict[str, Any]]:
     """One experiment, with the module that draws its tables and figure."""
     from dfmath.experiments import adjoint, nll, samplers, trace_error
 

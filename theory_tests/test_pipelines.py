@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -26,6 +28,7 @@ from dfmath.integrations.products import Calibrated  # noqa: E402
 from dfmath.integrations.trace_matching import train_trace_model  # noqa: E402
 from dfmath.integrations.training_plan import TrainingPlan  # noqa: E402
 
+from dfmath.cli import main  # noqa: E402
 from dfmath.normalizers import normalizer_along_run  # noqa: E402
 from dfmath.samplers import sample  # noqa: E402
 
@@ -286,3 +289,36 @@ def test_the_benchmark_of_samplers_runs(monkeypatch, tmp_path):
     for ways in result["seconds"].values():
         assert {"evaluations alone", "dfmath, DDIM", "dfmath, DEIS 2"} <= set(ways)
         assert all(f"| {way} |" in text for way in ways)
+
+
+def test_the_published_experiments_run_on_a_saved_pipeline(monkeypatch, tmp_path, capsys):
+    """The command as it would run on a checkpoint, with fewer prompts and steps."""
+    from dfmath.experiments import pipelines
+
+    tiny_pipelines.made("stable-diffusion").save_pretrained(tmp_path / "model")
+    few = {"PROMPTS": PROMPTS, "STEPS": 3, "WINDOW": (1, 2), "STRENGTHS": (0.2,), "PRODUCTS": ("none", "vjp")}
+    for name, value in {**few, "FLOW": 2, "HEAD": 5}.items():
+        monkeypatch.setattr(pipelines, name, value)
+    words = ("pipeline", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["dfmath", "reproduce", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0, capsys.readouterr().err
+    text = (tmp_path / "out" / "pipeline.md").read_text()
+    assert all(f"| {prompt} |" in text for prompt in PROMPTS) and "| vjp | 0.2 |" in text and "nan" not in text
+    assert (tmp_path / "out" / "pipeline.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pipeline"], "--model belongs to the experiment 'pipeline'"),
+        (["nll", "--model", "x"], "--model belongs to the experiment 'pipeline'"),
+        (["pipeline", "--model", "nowhere"], "model must be a folder that a diffusers pipeline was saved in"),
+    ],
+)
+def test_wrong_models_are_refused(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["dfmath", "reproduce", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and said in capsys.readouterr().err

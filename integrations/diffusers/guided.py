@@ -113,7 +113,7 @@ def guided_generate(
     )
     rhos = pipeline_levels(pipe, network.schedule, steps)
     with torch.no_grad():
-        start = _start(pipe, network, rhos[0], _rows(prompt, class_labels, count), size, seed)
+        start = start_of(pipe, network, rhos[0], _rows(prompt, class_labels, count), size, seed)
     found = guided_sample(
         network,
         lambda z: -reward(decoded(pipe, z)),
@@ -153,7 +153,9 @@ def pipeline_levels(pipe: Any, schedule: Schedule, steps: int) -> tuple[float, .
     return (*dict.fromkeys(rho for rho in rhos if rho > 0.0), 0.0)  # Heun's and PNDM's name some levels twice
 
 
-def _start(pipe: Any, network: ScoreNetwork, rho: float, rows: int, size: tuple[int, int] | None, seed: int) -> Tensor:
+def start_of(
+    pipe: Any, network: ScoreNetwork, rho: float, rows: int, size: tuple[int, int] | None, seed: int
+) -> Tensor:
     """Noise at the first level, as the network takes it."""
     module = getattr(pipe, "unet", None) or pipe.transformer
     channels = module.config.in_channels
