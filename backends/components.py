@@ -273,7 +273,11 @@ class Full(_Tiled):
         return _range(self.values)
 
     def draw_prior(self, normals: Array, extra: Array) -> Array:
-        return self.centres + apply(self.basis, array_namespace(normals).sqrt(self.values) * normals)
+        return self.centres + self.root_product(self.values, normals)
+
+    def root_product(self, values: Array, v: Array) -> Array:
+        """U diag(values)^(1/2) U^T v: a symmetric root does not depend on the signs that a library gives to U."""
+        return apply(self.basis, array_namespace(v).sqrt(values) * apply_transposed(self.basis, v))
 
 
 class LocalFull(_Departing):
@@ -308,9 +312,7 @@ class LocalFull(_Departing):
         )
 
     def draw(self, normals: Array, extra: Array) -> Array:
-        xp = array_namespace(normals)
-        deviation = xp.sqrt(self._eigenvalues("posterior")) * normals
-        return self.vectors("posterior") + apply(self.c.basis, deviation)
+        return self.vectors("posterior") + self.c.root_product(self._eigenvalues("posterior"), normals)
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ class LocalLowRank(_Departing):
         self.c, self.alpha, self.sigma = components, alpha, sigma
         self.spread = alpha**2 * components.diagonal + sigma**2  # A
         self.root = xp.sqrt(self.spread)
-        basis, stretch, _ = xp.linalg.svd(
+        basis, stretch, self.turn = xp.linalg.svd(
             alpha[..., None] * components.factors / self.root[..., None], full_matrices=False
         )
         self.basis, self.stretch = basis, stretch  # U (b | 1, k, d, r), t (b | 1, k, r)
@@ -403,7 +405,8 @@ class LocalLowRank(_Departing):
     def draw(self, normals: Array, extra: Array) -> Array:
         xp = array_namespace(normals)
         plain, gain = self._terms("posterior")
-        low_rank = apply(self.basis / self.root[..., None], xp.sqrt(gain) * extra[..., : gain.shape[2]])
+        turned = apply(self.turn, extra)  # by W^T, so that the signs that a library gives U's columns do not matter
+        low_rank = apply(self.basis / self.root[..., None], xp.sqrt(gain) * turned)
         return self.vectors("posterior") + xp.sqrt(plain) * normals + low_rank
 
 

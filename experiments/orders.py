@@ -13,6 +13,24 @@ from dfmath.solvers import noise_levels
 VARIANCES = np.asarray([0.01, 0.1, 0.5, 1.0, 4.0])
 START, END = 1e4, 0.2  # from noise so high that first steps, of lower order, cost nothing
 STEPS = (20, 40, 80, 160, 320)
+COLOURS = [
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#ffbb78",
+    "#98df8a",
+    "#ff9896",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#17becf",
+    "#bcbd22",
+    "#aec7e8",
+    "#c5b0d5",
+    "#c49c94",
+]
 EXACT = 1e-12  # errors below which rounding shows
 
 
@@ -47,12 +65,13 @@ def table(result: dict[str, Any]) -> output.Table:
     return output.Table(title, columns, [(name, *row["errors"], row["order"]) for name, row in result.items()])
 
 
-def draw(axes: Any, result: dict[str, Any]) -> None:
-    """Errors against steps."""
-    for k, (name, row) in enumerate(result.items()):
-        style = "--" if "SN" in name else "-"
-        label = f"{name}: {row['order']:.2f}"
-        axes.loglog(STEPS, row["errors"], color=f"C{k % 10}", linestyle=style, marker="o", markersize=3, label=label)
+def draw(axes: Any, result: dict[str, Any], names: list[str]) -> None:
+    """Errors against steps, in the colours that these names have."""
+    for name, row in result.items():
+        label, colour = f"{name}: {row['order']:.2f}", COLOURS[names.index(name)]
+        axes.loglog(STEPS, row["errors"], color=colour, marker="o", markersize=3, label=label)
+    axes.set_xticks(STEPS, [str(n) for n in STEPS])
+    axes.minorticks_off()
     axes.set_xlabel("steps")
     axes.set_title("error on Gaussians: order")
     axes.legend(fontsize="x-small")

@@ -184,12 +184,12 @@ def figure(result: dict[str, Any]) -> Any:
     """Distances against evaluations, one panel for each model and measure, and samples of the network."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(16.0, 7.0), layout="constrained")
-    parts: Any = drawn.subfigures(1, 3, width_ratios=(3.0, 1.4, 1.2))
+    drawn = Figure(figsize=(17.0, 7.0), layout="constrained")
+    parts: Any = drawn.subfigures(1, 3, width_ratios=(3.0, 1.5, 1.8))
     curves, rest, grid = parts
     measures = ("off the flow", "Frechet")
     panels = curves.subplots(2, len(measures), sharex=True)
-    orders.draw(rest.subplots(), result["orders"])
+    orders.draw(rest.subplots(), result["orders"], list(WAYS))
     for row, (model, found) in zip(panels, result["models"].items(), strict=True):
         for axes, measure in zip(row, measures, strict=True):
             _panel(axes, found, measure)
@@ -208,8 +208,8 @@ def _panel(axes: Any, found: dict[str, Any], measure: str) -> None:
             continue
         counts = [found[name][str(e)]["evaluations"] for e in EVALUATIONS]
         values, errors = zip(*(found[name][str(e)][measure] for e in EVALUATIONS), strict=True)
-        style = "--" if "SN" in name else ":" if name in STOCHASTIC else "-"
-        axes.errorbar(counts, values, errors, label=name, color=f"C{k % 10}", linestyle=style, marker="o", markersize=3)
+        style = {"linestyle": "--" if "SN" in name else ":" if name in STOCHASTIC else "-", "color": orders.COLOURS[k]}
+        axes.errorbar(counts, values, errors, label=name, marker="o", markersize=3, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(EVALUATIONS, [str(e) for e in EVALUATIONS])
@@ -224,7 +224,7 @@ def _samples(drawn: Any, found: dict[str, Any]) -> None:
     side = rows[0][0].shape[0]
     axes.set_yticks(side * (np.arange(len(WAYS)) + 0.5) - 0.5, list(WAYS))
     axes.set_xticks([])
-    axes.set_title(f"{SEEN_AT} evaluations of the network")
+    axes.set_title(f"{SEEN_AT} evaluations")
 
 
 def _pixels(text: str) -> Any:

@@ -132,6 +132,30 @@ def test_every_kind_of_array_gives_the_same_samples(form, xp_kind, dtype):
     assert_matches(q.sample_posterior(like, 20, 4), samples, 20 * rtol, 1.0, like=like)
 
 
+@pytest.mark.parametrize("form", ["full", "low-rank"])
+def test_samples_do_not_depend_on_signs_of_eigenvectors(form):
+    """Which sign an eigenvector or a singular vector gets is up to the library, and to its number of threads."""
+    problem = problem_of(form)
+    normals, extra = (
+        np.random.default_rng(0).standard_normal((3, 3, width)) for width in (3, problem.prior().components.rank)
+    )
+    found = problem.prior().components
+    here = found.at(problem.x, np.full((3, 1, 1), 0.9), np.full((3, 1, 1), 0.7))
+    draws = here.draw(normals, extra)
+    signs = np.array([1.0, -1.0, -1.0])
+    if form == "full":
+        other = replace(found, basis=found.basis * signs)
+        np.testing.assert_allclose(other.draw_prior(normals, extra), found.draw_prior(normals, extra), rtol=1e-12)
+        again = other.at(problem.x, here.alpha, here.sigma).draw(normals, extra)
+    else:
+        here.basis = here.basis * signs[: here.basis.shape[3]]
+        here.inside = here.inside * signs[: here.basis.shape[3]]
+        here.turn = here.turn * signs[: here.turn.shape[2], None]
+        again = here.draw(normals, extra)
+    np.testing.assert_allclose(again, draws, rtol=1e-10)
+    assert np.abs(draws).max() > 0.1
+
+
 def test_seeds_decide():
     problem = problem_of("full")
     prior, q = problem.prior(), problem.marginal()
