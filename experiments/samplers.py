@@ -16,7 +16,8 @@ from scipy.spatial.distance import cdist
 from dfmath import GaussianMixture
 from dfmath.normalizers import Normalizer, normalizer_of_prior
 from dfmath.samplers import Churn, sample
-from dfmath.solvers import noise_levels
+from dfmath.schedules import VP
+from dfmath.solvers import Spacing, noise_levels
 
 Tensor: TypeAlias = torch.Tensor
 Model: TypeAlias = Any
@@ -26,6 +27,7 @@ REPEATS, SAMPLES = 5, 1000  # sets of samples, for error bars; samples in each
 SEEN_AT, SHOWN = 10, 8  # evaluations at which samples are drawn, and how many
 FAR = 1e6  # noise at which nothing of the data is seen
 COLLECTED, FINE = 200, 400  # levels of a network's normalizer; steps of the reference
+TIMES = VP.linear()  # whose time some polynomials are in, and some grids are even in
 DETERMINISTIC: dict[str, dict[str, Any]] = {
     "DDIM": {"solver": "ddim"},
     "DEIS 1": {"solver": "deis", "order": 1},
@@ -35,6 +37,8 @@ DETERMINISTIC: dict[str, dict[str, Any]] = {
     "DEIS-SN 1": {"solver": "deis", "order": 1, "normalizer": True},
     "DEIS-SN 2": {"solver": "deis", "order": 2, "normalizer": True},
     "DEIS-SN 3": {"solver": "deis", "order": 3, "normalizer": True},
+    "tAB 3, even times": {"solver": "deis", "order": 3, "time": TIMES, "spacing": "time"},
+    "tAB-SN 3, even times": {"solver": "deis", "order": 3, "time": TIMES, "spacing": "time", "normalizer": True},
     "DPM-Solver++(2M)": {"solver": "dpm++2m"},
     "PNDM": {"solver": "pndm"},
     "Heun": {"solver": "heun"},
@@ -54,7 +58,7 @@ def measure(truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
     fresh = [truth.prior.sample(count, seed=100 + k).numpy() for k in range(2 * repeats)]
     models = {"mixture": (truth.prior, _exact_normalizer(truth), start), "network": _network(truth, start)}
     found = {name: _model(model, n, x, truth.prior, fresh[:repeats], advance) for name, (model, n, x) in models.items()}
-    plain = {name: options for name, options in DETERMINISTIC.items() if "normalizer" not in options}
+    plain = {n: options for n, options in DETERMINISTIC.items() if not {"normalizer", "spacing"} & set(options)}
     floor = _distances(truth.prior, np.concatenate(fresh[repeats:]), fresh[:repeats])
     sizes = {"samples": count, "repeats": repeats, "rho": [RHO[1], RHO[0]]}
     return sizes | {"floor": floor, "models": found, "orders": orders.measure(plain)}
@@ -80,12 +84,13 @@ def _model(
     advance("reference")
     rows: dict[str, Any] = {"reference": _distances(prior, exact, fresh)}
     for name, options in WAYS.items():
-        own = options | ({"normalizer": n} if "normalizer" in options else {})
-        seeded = own | ({"seed": 7} if name in STOCHASTIC else {})
+        own = {key: value for key, value in options.items() if key != "spacing"}
+        own |= {"normalizer": n} if "normalizer" in options else {}
+        own |= {"seed": 7} if name in STOCHASTIC else {}
         rows[name] = {}
         for evaluations in EVALUATIONS:
-            steps = _steps(options["solver"], evaluations)
-            found = sample(model, None, x, steps=steps, start=RHO[1], end=RHO[0], **seeded)
+            levels = _levels(options.get("spacing", "edm"), _steps(options["solver"], evaluations))
+            found = sample(model, None, x, steps=levels, **own)
             ends = found.x.double().numpy()
             flow = {} if name in STOCHASTIC else {"off the flow": _spread(_off(ends, exact, len(fresh)))}
             seen = {"pictures": [_picture(end) for end in ends[:SHOWN]]} if evaluations == SEEN_AT else {}
@@ -104,6 +109,12 @@ def _steps(solver: str, evaluations: int) -> int:
     if solver == "heun":
         return (evaluations + 1) // 2
     return evaluations - 1 if solver == "pndm" else evaluations
+
+
+def _levels(spacing: Spacing, steps: int) -> tuple[float, ...]:
+    """The grid of a run: the last step goes from the lowest level to 0."""
+    schedule = TIMES if spacing == "time" else None
+    return (*noise_levels(RHO[1], RHO[0], steps - 1, spacing, schedule), 0.0)
 
 
 def _distances(prior: GaussianMixture, ends: Any, fresh: list[Any]) -> dict[str, list[float]]:
