@@ -29,7 +29,7 @@ def reproduce(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Estimates from a trained network, and samplers, beside the truth.
+    """Estimates from a trained network beside the truth.
 
     A full-covariance mixture is fitted to the digits, so that traces, products and likelihoods are known exactly, and a
     network is trained on its samples. It and its trace heads take some minutes to train the first time. The experiment

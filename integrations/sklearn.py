@@ -1,11 +1,14 @@
-"""scikit-learn mixtures as priors."""
+"""scikit-learn mixtures as priors, and priors as scikit-learn mixtures."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from dfmath.backends._compat import to_numpy
+from dfmath.backends.components import Diagonal, Full
 
+from dfmath import _checks
 from dfmath.priors import GaussianMixture
 
 
@@ -30,3 +33,61 @@ def mixture_from_sklearn(fitted: Any) -> GaussianMixture:
     if kind == "tied":
         covariances = np.repeat(covariances[None], len(fitted.means_), axis=0)
     return GaussianMixture(fitted.means_, covariances, weights=fitted.weights_)
+
+
+def mixture_to_sklearn(prior: GaussianMixture) -> Any:
+    """Return a prior as a fitted `sklearn.mixture.GaussianMixture`, to score, predict and sample with it.
+
+    Its covariances are ``full`` or ``diag``, as the prior's are matrices or not; its arrays are NumPy's, in float64.
+
+    Parameters
+    ----------
+    prior
+        Not singular: scikit-learn works with precisions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no mixture, or has a component without volume.
+    """
+    from sklearn.mixture import GaussianMixture as Fitted
+
+    _checks.instance("prior", prior, GaussianMixture)
+    parts = prior.components
+    covariances = _matrices(parts)
+    kind = "full" if covariances.ndim == 3 else "diag"
+    fitted = Fitted(prior.count, covariance_type=kind)
+    fitted.weights_ = np.exp(_numpy(parts.log_weights)[0])
+    fitted.weights_ /= fitted.weights_.sum()
+    fitted.means_, fitted.covariances_ = _numpy(parts.centres)[0], covariances
+    fitted.precisions_cholesky_ = _roots_of_precisions(covariances)
+    fitted.converged_, fitted.n_iter_, fitted.lower_bound_ = True, 0, -np.inf
+    fitted.n_features_in_ = prior.dim
+    return fitted
+
+
+def _matrices(parts: Any) -> np.ndarray:
+    """Variances (K, d), or covariances (K, d, d)."""
+    if isinstance(parts, Diagonal):
+        return np.broadcast_to(_numpy(parts.variances)[0], parts.centres.shape[1:]).copy()
+    if isinstance(parts, Full):
+        values, basis = _numpy(parts.values)[0], _numpy(parts.basis)[0]
+        return (basis * values[:, None, :]) @ basis.transpose(0, 2, 1)
+    diagonal, factors = _numpy(parts.diagonal)[0], _numpy(parts.factors)[0]
+    return diagonal[:, :, None] * np.eye(diagonal.shape[1]) + factors @ factors.transpose(0, 2, 1)
+
+
+def _roots_of_precisions(covariances: np.ndarray) -> np.ndarray:
+    """Upper U with U U^T = C^-1, as scikit-learn keeps them; 1/sqrt of variances."""
+    try:
+        if covariances.ndim == 3:
+            return np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
+        if (covariances <= 0.0).any():
+            raise np.linalg.LinAlgError
+    except np.linalg.LinAlgError:
+        raise ValueError("prior must have components of positive volume, got a singular covariance") from None
+    return 1.0 / np.sqrt(covariances)
+
+
+def _numpy(part: Any) -> np.ndarray:
+    return to_numpy(part).astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -20,6 +21,7 @@ from dfmath.integrations.diffusers import (  # noqa: E402
     encoded,
     guidance_callback,
     guided_generate,
+    latents_of_folder,
     network_of,
     pipeline_levels,
 )
@@ -231,6 +233,32 @@ def test_normalised_scheduler_is_a_drop_in(pipes, kind):
 def test_normalised_scheduler_samples_pixels():
     pipe = tiny_pipelines.unconditional(DEISSNScheduler())
     assert pipe(1, num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+
+
+def test_folders_of_images_with_captions(pipes, tmp_path):
+    """Central squares, encoded in order, with the captions that lie beside them; heads train on what comes."""
+    from PIL import Image
+
+    pipe, rng = pipes["stable-diffusion"], np.random.default_rng(0)
+    for name, shape in (("b.png", (16, 24, 3)), ("a.jpg", (40, 20, 3)), ("c.png", (16, 16, 3))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "b.txt").write_text("a red cat\n")
+    seen = []
+    found = latents_of_folder(pipe, tmp_path, size=16, batch=2, progress=seen.append)
+    assert found.files == ("a.jpg", "b.png", "c.png") == tuple(seen) and found.captions == ("", "a red cat", "")
+    for row, name, left in ((2, "c.png", 0), (1, "b.png", 4)):
+        pixels = np.asarray(Image.open(tmp_path / name), dtype=np.float32)[:, left : left + 16] / 255.0
+        wanted = encoded(pipe, torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        torch.testing.assert_close(found.latents[row : row + 1], wanted, rtol=1e-4, atol=1e-5)
+    head = train_trace_model(
+        network(pipe, "stable-diffusion"), found.latents, TrainingPlan(2), rho=(0.1, 10.0), batch=2
+    )
+    assert len(head.training.losses) == 2
+    (tmp_path / "d.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cannot be read, d\.png"):
+        latents_of_folder(pipe, tmp_path, size=16)
+    with pytest.raises(ValueError, match="folder must hold images"):
+        latents_of_folder(pipe, tmp_path / "nowhere", size=16)
 
 
 def test_colourfulness():

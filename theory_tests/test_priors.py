@@ -14,6 +14,7 @@ from helpers import FORMS, NUMBA, SINGULAR_FORMS, Problem, assert_matches, mixtu
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
+from scipy.stats import multivariate_normal
 from strategies import problems
 
 from dfmath import GaussianMixture, LowRank, PointMasses
@@ -241,6 +242,34 @@ def test_mixtures_fitted_by_scikit_learn(covariance_type):
     prior = adapters.mixture_from_sklearn(fitted)
     density = prior.diffuse(1.0, 0.0).log_density(data[:20])
     np.testing.assert_allclose(density, fitted.score_samples(data[:20]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["scalar", "diagonal", "full", "low-rank"])
+def test_mixtures_for_scikit_learn(form):
+    """Its own density, responsibilities and precisions, of the prior's components."""
+    adapters = pytest.importorskip("dfmath.integrations.sklearn")
+    problem = problem_of(form)
+    prior = problem.prior()
+    fitted = adapters.mixture_to_sklearn(prior)
+    q = prior.diffuse(1.0, 0.0)
+    np.testing.assert_allclose(fitted.score_samples(problem.x), q.log_density(problem.x), rtol=1e-9)
+    shares = fitted.predict_proba(problem.x)
+    parts = [multivariate_normal(m, c) for m, c in zip(problem.centres, problem.dense_covariances, strict=True)]
+    wanted = softmax(problem.logs) * np.stack([part.pdf(problem.x) for part in parts], axis=1)
+    np.testing.assert_allclose(shares, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-8, atol=1e-12)
+    again = adapters.mixture_from_sklearn(fitted)
+    np.testing.assert_allclose(
+        again.diffuse(0.9, 0.7).score(problem.x), prior.diffuse(0.9, 0.7).score(problem.x), rtol=1e-9
+    )
+
+
+def test_singular_mixtures_are_not_for_scikit_learn():
+    adapters = pytest.importorskip("dfmath.integrations.sklearn")
+    for covariances in (0.0, np.zeros((2, 3, 3))):
+        with pytest.raises(ValueError, match="positive volume"):
+            adapters.mixture_to_sklearn(GaussianMixture(np.zeros((2, 3)), covariances))
+    with pytest.raises(TypeError, match="prior must be an instance"):
+        adapters.mixture_to_sklearn(PointMasses(np.eye(3)))
 
 
 def test_files(tmp_path):

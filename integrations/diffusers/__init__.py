@@ -3,12 +3,14 @@
 from dfmath.integrations.diffusers.callback import guidance_callback
 from dfmath.integrations.diffusers.conventions import Convention, convention_of, schedule_from
 from dfmath.integrations.diffusers.deis_sn import DEISSNScheduler
+from dfmath.integrations.diffusers.folder import CaptionedLatents, latents_of_folder
 from dfmath.integrations.diffusers.guided import Generated, guided_generate, pipeline_levels
 from dfmath.integrations.diffusers.latents import decoded, encoded
 from dfmath.integrations.diffusers.pipelines import network_from_model, network_of
 from dfmath.integrations.diffusers.rewards import colourfulness
 
 __all__ = [
+    "CaptionedLatents",
     "Convention",
     "DEISSNScheduler",
     "Generated",
@@ -18,6 +20,7 @@ __all__ = [
     "encoded",
     "guidance_callback",
     "guided_generate",
+    "latents_of_folder",
     "network_from_model",
     "network_of",
     "pipeline_levels",
