@@ -35,7 +35,7 @@ from dfmath.normalizers import normalizer_along_run  # noqa: E402
 from dfmath.samplers import sample  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation"),
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*deprecated"),
     pytest.mark.filterwarnings("ignore:a guided field belongs to no density"),
 ]
