@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -113,17 +113,9 @@ def network(
 ) -> int:
     """Noise and trace from a UNet of five million parameters: a riding head beside Hutchinson; needs diffusers."""
     needs("bench network", "diffusers", "torch", "diffusers", "safetensors")
-    from dfmath import report
-    from dfmath.benchmarks import networks as run
-    from dfmath.benchmarks import timing
+    from dfmath.benchmarks import networks
 
-    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
-    folder = timing.folder(output)
-    with progress("benchmark", len(run.NAMES) + 1) as advance:
-        result = run.measure(batch, rounds, advance)
-    run.save(result, folder)
-    report.print_json(result) if json else print(run.markdown(result))
-    return 0
+    return _on_a_unet(networks, len(networks.NAMES) + 1, batch, rounds, output, json)
 
 
 @bench.command()
@@ -135,13 +127,19 @@ def sampling(
 ) -> int:
     """What samplers add to their evaluations, beside diffusers and azula; needs diffusers."""
     needs("bench sampling", "diffusers", "torch", "diffusers", "safetensors")
-    from dfmath import report
     from dfmath.benchmarks import sampling as run
+
+    return _on_a_unet(run, 2, batch, rounds, output, json)
+
+
+def _on_a_unet(run: Any, parts: int, batch: int, rounds: int, output: str, json: bool) -> int:
+    """Measure with one progress step for each part, write the table, and print it."""
+    from dfmath import report
     from dfmath.benchmarks import timing
 
     batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
     folder = timing.folder(output)
-    with progress("benchmark", 2) as advance:
+    with progress("benchmark", parts) as advance:
         result = run.measure(batch, rounds, advance)
     run.save(result, folder)
     report.print_json(result) if json else print(run.markdown(result))

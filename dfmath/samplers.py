@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from dfmath import _checks
 from dfmath.backends._compat import Array, from_numpy
 from dfmath.canonical import CanonicalNoise, Model, canonical_noise, states
 from dfmath.schedules import Schedule
-from dfmath.solvers import SOLVERS, Churn, Scheme, Solver, Spacing, noise_levels, scheme
+from dfmath.solvers import SOLVERS, SPACINGS, Churn, Scheme, Solver, Spacing, noise_levels, scheme
 from dfmath.solvers.grids import levels_of
 
 __all__ = ["Churn", "Samples", "follow", "sample"]
@@ -118,7 +118,7 @@ def sample(
     return Samples(state * _alpha(schedule, plan.rhos[-1]), tuple(plan.rhos[i] for i in plan.ends), plan.evaluations)
 
 
-def follow(plan: Scheme, z: Array, noise: CanonicalNoise, rng: np.random.Generator | None = None) -> Any:
+def follow(plan: Scheme, z: Array, noise: CanonicalNoise, rng: np.random.Generator | None = None) -> Iterator[Array]:
     """Yield the states of a scheme after the first, holding what later stages need.
 
     Random numbers are NumPy's, on the host, so that a seed means the same samples in every namespace.
@@ -175,7 +175,7 @@ def _levels(
         return levels_of(steps)
     count, zero = _checks.positive_integer("steps", steps), clean is None or bool(clean)
     high, low = (_level(schedule, name, value) for name, value in (("start", start), ("end", end)))
-    spacing = "edm" if spacing is None else _checks.one_of("spacing", spacing, ("edm", "log", "time", "time-squared"))
+    spacing = "edm" if spacing is None else _checks.one_of("spacing", spacing, SPACINGS)
     if zero and count == 1:
         return high, 0.0
     levels = noise_levels(high, low, count - zero, spacing, schedule if spacing.startswith("time") else None)

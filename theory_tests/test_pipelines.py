@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from dfmath.integrations.diffusers import (  # noqa: E402
 )
 from dfmath.integrations.likelihood import network_log_likelihood  # noqa: E402
 from dfmath.integrations.products import Calibrated  # noqa: E402
+from dfmath.integrations.torch import ScoreNetwork  # noqa: E402
 from dfmath.integrations.trace_matching import train_trace_model  # noqa: E402
 from dfmath.integrations.training_plan import TrainingPlan  # noqa: E402
 
@@ -350,3 +353,21 @@ def test_wrong_models_are_refused(monkeypatch, capsys, words, said):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_readme_of_pipelines_runs(tmp_path, monkeypatch):
+    """Its block on a small pipeline, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    tiny_pipelines.made("stable-diffusion").save_pretrained("path/to/checkpoint")
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    for many, few in (("steps=20", "steps=2"), ("steps=50", "steps=3, guide_from=1, guide_to=2")):
+        assert many in block
+        block = block.replace(many, few)
+    names = {
+        "ScoreNetwork": ScoreNetwork,
+        "images": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+    }
+    exec(block, names)
+    assert torch.isfinite(names["found"].log_density).all() and names["images"].shape == (1, 3, 16, 16)
+    assert isinstance(names["pipe"].scheduler, DEISSNScheduler)

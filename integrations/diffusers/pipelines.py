@@ -141,13 +141,6 @@ def _stable_diffusion(pipe: Any, prompt: Any, negative: Any, labels: Any, guidan
 
 def _stable_diffusion_xl(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
     _text_alone(prompt, labels)
-    guided = guidance != 1.0
-    with torch.no_grad():
-        text, without, pooled, pooled_without = pipe.encode_prompt(
-            prompt=prompt,
-            do_classifier_free_guidance=guided,
-            negative_prompt=_negative(negative, prompt) if guided else None,
-        )
 
     def call(x: Tensor, time: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor) -> Tensor:
         size = tuple(pipe.vae_scale_factor * n for n in x.shape[2:])
@@ -155,28 +148,34 @@ def _stable_diffusion_xl(pipe: Any, prompt: Any, negative: Any, labels: Any, gui
         added = {"text_embeds": text_embeds, "time_ids": ids.expand(len(x), -1)}
         return _first(pipe.unet(x, time, encoder_hidden_states, added_cond_kwargs=added, return_dict=False))
 
-    unconditional = {"encoder_hidden_states": without, "text_embeds": pooled_without} if guided else None
-    return _Reading(pipe.unet, call, {"encoder_hidden_states": text, "text_embeds": pooled}, unconditional)
+    return _Reading(pipe.unet, call, *_pooled(pipe, prompt, negative, guidance, "text_embeds"))
 
 
 def _stable_diffusion_3(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
     _text_alone(prompt, labels)
-    guided = guidance != 1.0
-    with torch.no_grad():
-        text, without, pooled, pooled_without = pipe.encode_prompt(
-            prompt=prompt,
-            prompt_2=None,
-            prompt_3=None,
-            do_classifier_free_guidance=guided,
-            negative_prompt=_negative(negative, prompt) if guided else None,
-        )
 
     def call(x: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
         return _first(pipe.transformer(hidden_states=x, timestep=time, return_dict=False, **conditioning))
 
-    unconditional = {"encoder_hidden_states": without, "pooled_projections": pooled_without} if guided else None
-    conditioning = {"encoder_hidden_states": text, "pooled_projections": pooled}
-    return _Reading(pipe.transformer, call, conditioning, unconditional)
+    others = {"prompt_2": None, "prompt_3": None}
+    text = _pooled(pipe, prompt, negative, guidance, "pooled_projections", **others)
+    return _Reading(pipe.transformer, call, *text)
+
+
+def _pooled(
+    pipe: Any, prompt: Any, negative: Any, guidance: float, name: str, **others: None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Embeddings of text, and pooled ones under the name that the network has for them: conditional, and not."""
+    guided = guidance != 1.0
+    with torch.no_grad():
+        text, without, pooled, pooled_without = pipe.encode_prompt(
+            prompt=prompt,
+            do_classifier_free_guidance=guided,
+            negative_prompt=_negative(negative, prompt) if guided else None,
+            **others,
+        )
+    unconditional = {"encoder_hidden_states": without, name: pooled_without} if guided else None
+    return {"encoder_hidden_states": text, name: pooled}, unconditional
 
 
 def _flux(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
