@@ -17,7 +17,8 @@ def needs(command: str, extra: str, *packages: str) -> None:
     """Raise a ValueError that says what to install, unless all packages are there."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ValueError(f"{command} needs {' and '.join(missing)}: pip install 'dfmath[{extra}]'")
+        names, install = " and ".join(missing), f"pip install -c constraints.txt -e '.[{extra}]'"
+        raise ValueError(f"{command} needs {names}: in the folder of dfmath, {install}")
 
 
 def save(figure: Any, plot: str, json: bool) -> None:

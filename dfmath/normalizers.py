@@ -96,11 +96,15 @@ def normalizer_of_prior(prior: Prior, rhos: Sequence[float], *, samples: int = 4
     prior
         Data distribution with a closed form.
     rhos
-        Noise-to-signal ratios, at least two.
+        Noise-to-signal ratios, at least two, in any order; a 0, where there is no noise to measure, is left out.
     samples
         At each level.
     seed
         Of the samples.
+
+    Returns
+    -------
+    Normalizer
 
     Raises
     ------
@@ -109,7 +113,9 @@ def normalizer_of_prior(prior: Prior, rhos: Sequence[float], *, samples: int = 4
     """
     _checks.instance("prior", prior, Prior)
     count, noise = _checks.positive_integer("samples", samples), canonical_noise(prior)
-    levels = sorted(_checks.real_number("rhos", rho) for rho in rhos)
+    levels = sorted(rho for rho in (_checks.real_number("rhos", rho) for rho in rhos) if rho != 0.0)
+    if len(levels) < 2 or not 0.0 < levels[0] <= levels[-1] < math.inf:
+        raise ValueError(f"rhos must be at least two positive noise-to-signal ratios, got {list(rhos)}")
     children = np.random.SeedSequence(_checks.random_seed(seed)).generate_state(len(levels))
     found = [
         _size(noise(prior.diffuse(1.0, rho).sample(count, int(child)), rho))

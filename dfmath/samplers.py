@@ -75,7 +75,8 @@ def sample(
         Number of steps, or the noise levels rho themselves, decreasing.
     start, end
         First and last level: noise-to-signal ratios, or times when a schedule is given, whose ends they are if not
-        given. Not with levels.
+        given. They must be where a schedule ends without noise (``VP``, `end`) or without signal (`FlowMatching`,
+        `start`). Not with levels.
     spacing
         Of levels between, see `noise_levels`; ``edm`` if not given. Not with levels.
     clean
@@ -107,8 +108,10 @@ def sample(
     """
     plan = _plan(solver, _levels(schedule, steps, start, end, spacing, clean), order, time, normalizer, churn)
     noise, x = canonical_noise(model), states(x)
-    if plan.stochastic != (seed is not None):
-        raise ValueError("seed belongs to stochastic solvers: give it for one, and for no other")
+    if plan.stochastic and seed is None:
+        raise ValueError("seed belongs to stochastic solvers, got none for one")
+    if seed is not None and not (plan.stochastic or churn is not None or solver == "ddpm"):
+        raise ValueError(f"seed belongs to stochastic solvers, got {seed!r} for one that draws nothing")
     rng = None if seed is None else np.random.default_rng(_checks.random_seed(seed))
     state = x / _alpha(schedule, plan.rhos[0])
     for k, new in enumerate(follow(plan, state, noise, rng)):
@@ -142,7 +145,7 @@ def _last_uses(plan: Scheme) -> tuple[dict[int, int], dict[int, int]]:
     """The last stage that needs each state, to add to or to evaluate the noise there, and each noise."""
     states, noises = {}, {}
     for k, stage in enumerate(plan.stages):
-        states[stage.start] = k
+        states.update(dict.fromkeys((stage.start, *stage.states), k))
         states.update({i: k for i in stage.weights if i not in noises})
         noises.update(dict.fromkeys(stage.weights, k))
     return states, noises
@@ -168,6 +171,8 @@ def _levels(
     """The grid that was asked for, in noise-to-signal ratios."""
     if schedule is not None:
         _checks.instance("schedule", schedule, Schedule)
+    if isinstance(steps, str | bool) or steps is None:
+        raise TypeError(f"steps must be a number of steps, or their noise levels, got {_checks.describe(steps)}")
     if not _checks.is_number(steps):
         for name, value in {"start": start, "end": end, "spacing": spacing, "clean": clean}.items():
             if value is not None:
@@ -189,6 +194,8 @@ def _level(schedule: Schedule | None, name: str, given: Any) -> float:
             raise ValueError(f"{name} must be given where there is no schedule: a noise-to-signal ratio")
         return _checks.real_number(name, given)
     t = schedule.domain[name == "start"] if given is None else _checks.real_number(name, given)
+    if given is None and schedule(t)[0] == 0.0:
+        raise ValueError(f"{name} must be given for a schedule whose last level has no signal, {schedule!r}")
     with _checks.on_behalf_of(name):
         rho = float(schedule.rho(t))
     if given is None and rho == 0.0:

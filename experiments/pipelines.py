@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +18,7 @@ from dfmath.integrations.likelihood import network_log_likelihood
 from dfmath.integrations.trace_matching import train_trace_model
 from dfmath.integrations.training_plan import TrainingPlan
 
-from dfmath import _checks
+from dfmath.journal import Journal
 from dfmath.samplers import sample
 
 Tensor: TypeAlias = torch.Tensor
@@ -33,105 +35,140 @@ PROMPTS = (
     "a cup of coffee beside an open book",
     "a sailing boat on a calm lake",
 )
-STEPS, WINDOW, STRENGTHS = 50, (15, 35), (0.1, 0.2, 0.3, 0.4, 0.5)  # the paper's
-PRODUCTS = ("none", "paper", "difference", "vjp")
 GUIDANCE = 7.5
-LEVELS, FLOW = (0.05, 12.0), 20  # noise-to-signal ratios that likelihoods are carried between, and steps between them
-HEAD = 500  # steps of a trace head
+LEVELS = (0.05, 12.0)  # noise-to-signal ratios that likelihoods are carried between
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of everything there is; the paper's."""
+
+    prompts: tuple[str, ...] = PROMPTS
+    steps: int = 50
+    window: tuple[int, int] = (15, 35)
+    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    products: tuple[str, ...] = ("none", "paper", "difference", "vjp")
+    flow: int = 20  # steps of likelihoods
+    head: int = 500  # steps of a trace head
+
+    @property
+    def parts(self) -> int:
+        """Of the work."""
+        return 2 * len(self.prompts) + 1 + len(self.products) * len(self.strengths)
+
+
+PAPER = Protocol()
+QUICK = Protocol(PROMPTS[:2], 6, (2, 3), (0.2,), ("none", "vjp"), 2, 20)
 
 
 def loaded(path: str) -> Any:
     """Return the pipeline of a folder; nothing is downloaded, and no pickle is read."""
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    if not (Path(path) / "model_index.json").is_file():
-        raise ValueError(f"model must be a folder that a diffusers pipeline was saved in, got {path!r}")
-    with _checks.on_behalf_of("model"):
-        pipe = DiffusionPipeline.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    index = Path(path) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"model must be a folder that a diffusers pipeline was saved in by save_pretrained, got {path!r}, "
+            "which has no model_index.json"
+        )
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    except (KeyError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"model: the pipeline in {path!r} could not be loaded: {error}") from None
+    if not hasattr(pipe, "encode_prompt"):
+        raise ValueError(f"model must be a pipeline that reads text, got a {type(pipe).__name__}")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def parts() -> int:
-    """Of the work."""
-    return 2 * len(PROMPTS) + 1 + len(PRODUCTS) * len(STRENGTHS)
-
-
-def measure(pipe: Any, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(pipe: Any, protocol: Protocol, journal: Journal, advance: Callable[[str], None]) -> dict[str, Any]:
     """Samples of all prompts, their likelihoods by three traces, and guidance over products and strengths."""
-    latents = [_generated(pipe, prompt, seed, advance) for seed, prompt in enumerate(PROMPTS)]
-    return {"likelihoods": _likelihoods(pipe, latents, advance), "guidance": _guidance(pipe, advance)}
+
+    def kept(name: str, work: Callable[[], Any]) -> Any:
+        found = journal.part(name, work)
+        advance(name)
+        return found
+
+    latents = [
+        torch.tensor(kept(f"sample: {prompt}", partial(_generated, pipe, prompt, seed, protocol)))
+        for seed, prompt in enumerate(protocol.prompts)
+    ]
+    head = _Head(pipe, torch.cat(latents), protocol.head)
+    likelihoods = [
+        kept(f"likelihood: {prompt}", partial(_likelihoods, pipe, prompt, data, head, protocol.flow))
+        for prompt, data in zip(protocol.prompts, latents, strict=True)
+    ]
+    advance("trace head")
+    guidance = [
+        kept(f"guidance: {product}, {strength:g}", partial(_guidance, pipe, product, strength, protocol))
+        for product in protocol.products
+        for strength in protocol.strengths
+    ]
+    return {"protocol": asdict(protocol), "likelihoods": likelihoods, "guidance": guidance}
 
 
-def _generated(pipe: Any, prompt: str, seed: int, advance: Callable[[str], None]) -> Tensor:
-    """Latents of one prompt by DDIM, guided as images are made."""
+def _generated(pipe: Any, prompt: str, seed: int, protocol: Protocol) -> Any:
+    """Latents of one prompt by DDIM, guided as images are made; as lists."""
     network = network_of(pipe, prompt, guidance_scale=GUIDANCE)
-    levels = pipeline_levels(pipe, network.schedule, STEPS)
+    levels = pipeline_levels(pipe, network.schedule, protocol.steps)
     x = start_of(pipe, network, levels[0], 1, None, seed)
     alpha, _ = network.schedule(network.time_of(levels[0]))
-    found: Tensor = sample(network, None, x / alpha, solver="ddim", steps=levels).x
-    advance(f"sample: {prompt}")
-    return found
+    return sample(network, None, x / alpha, solver="ddim", steps=levels).x.tolist()
 
 
-def _likelihoods(pipe: Any, latents: list[Tensor], advance: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Nats per dimension of each sample at the lowest level, under the network that is told its prompt."""
-    head = _head(pipe, torch.cat(latents))
-    advance("trace head")
-    rows = []
-    for prompt, data in zip(PROMPTS, latents, strict=True):
-        network = network_of(pipe, prompt)
-        times = [network.schedule.time(rho) for rho in LEVELS]
-        x = float(network.schedule(times[0])[0]) * data
-        ways: dict[str, Any] = {"hutchinson": "hutchinson", "local-loss": head, "i-mmse": "i-mmse"}
-        row: dict[str, Any] = {"prompt": prompt}
-        for name, trace in ways.items():
-            row[name] = _likelihood(network, x, times, trace)
-        rows.append(row)
-        advance(f"likelihood: {prompt}")
-    return rows
+class _Head:
+    """A trace head of its own features, for the network without a prompt, trained on the samples when it is needed."""
+
+    def __init__(self, pipe: Any, latents: Tensor, steps: int) -> None:
+        self.pipe, self.latents, self.steps = pipe, latents, steps
+
+    @cached_property
+    def model(self) -> Any:
+        """The head."""
+        plan = TrainingPlan(steps=self.steps, rate=1e-3, every=self.steps)
+        return train_trace_model(network_of(self.pipe, ""), self.latents, plan, rho=LEVELS, batch=4).model
 
 
-def _likelihood(network: Any, x: Tensor, times: list[float], trace: Any) -> dict[str, float]:
-    steps = {} if trace == "i-mmse" else {"steps": FLOW}
+def _likelihoods(pipe: Any, prompt: str, data: Tensor, head: _Head, steps: int) -> dict[str, Any]:
+    """Nats per dimension of a sample at the lowest level, under the network that is told its prompt."""
+    network = network_of(pipe, prompt)
+    times = [network.schedule.time(rho) for rho in LEVELS]
+    x = float(network.schedule(times[0])[0]) * data.to(network.call.owner.device)
+    ways: dict[str, Any] = {"hutchinson": "hutchinson", "local-loss": head.model, "i-mmse": "i-mmse"}
+    return {"prompt": prompt, **{name: _likelihood(network, x, times, way, steps) for name, way in ways.items()}}
+
+
+def _likelihood(network: Any, x: Tensor, times: list[float], trace: Any, count: int) -> dict[str, float]:
+    steps = {} if trace == "i-mmse" else {"steps": count}
     begin = time.perf_counter()
     found = network_log_likelihood(network, x, *times, trace=trace, **steps)
     seconds = time.perf_counter() - begin
     return {"nats per dimension": found.log_density.item() / x[0].numel(), "seconds": seconds}
 
 
-def _head(pipe: Any, latents: Tensor) -> Any:
-    """A trace head of its own features, on the samples, for the network without a prompt."""
-    plan = TrainingPlan(steps=HEAD, rate=1e-3, every=HEAD)
-    return train_trace_model(network_of(pipe, ""), latents, plan, rho=LEVELS, batch=4).model
-
-
-def _guidance(pipe: Any, advance: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Reward and time of every product at every strength, for the first prompt."""
-    rows = []
-    for product in PRODUCTS:
-        for strength in STRENGTHS:
-            begin = time.perf_counter()
-            found = guided_generate(
-                pipe,
-                PROMPTS[0],
-                colourfulness,
-                method=product,
-                steps=STEPS,
-                guide_from=WINDOW[0],
-                guide_to=WINDOW[1],
-                strength=strength,
-                guidance_scale=GUIDANCE,
-            )
-            seconds = time.perf_counter() - begin
-            rows.append({"product": product, "strength": strength, "reward": found.rewards.item(), "seconds": seconds})
-            advance(f"guidance: {product}, {strength:g}")
-    return rows
+def _guidance(pipe: Any, product: str, strength: float, protocol: Protocol) -> dict[str, Any]:
+    """Reward and time of a product at a strength, for the first prompt."""
+    begin = time.perf_counter()
+    found = guided_generate(
+        pipe,
+        protocol.prompts[0],
+        colourfulness,
+        method=product,
+        steps=protocol.steps,
+        guide_from=protocol.window[0],
+        guide_to=protocol.window[1],
+        strength=strength,
+        guidance_scale=GUIDANCE,
+    )
+    seconds = time.perf_counter() - begin
+    return {"product": product, "strength": strength, "reward": found.rewards.item(), "seconds": seconds}
 
 
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """Likelihoods by prompt, and guidance by product and strength."""
     ways = [name for name in result["likelihoods"][0] if name != "prompt"]
+    asked = result["protocol"]
+    first, last = asked["window"]
     likelihoods = output.Table(
         f"Log-likelihood of samples at rho = {LEVELS[0]:g}, nats per dimension (seconds)",
         ("prompt", *ways),
@@ -139,7 +176,7 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
     )
     slowest = statistics.median(row["seconds"] for row in result["guidance"] if row["product"] == "vjp")
     guidance = output.Table(
-        f"Colourfulness reached, {STEPS} steps, guided from {WINDOW[0]} to {WINDOW[1]}; time in that of vjp",
+        f"Colourfulness reached, {asked['steps']} steps, guided from {first} to {last}; time in that of vjp",
         ("product", "strength", "reward", "time"),
         [(r["product"], r["strength"], r["reward"], r["seconds"] / slowest) for r in result["guidance"]],
     )
@@ -156,7 +193,7 @@ def figure(result: dict[str, Any]) -> Any:
 
     drawn = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = drawn.subplots()
-    for product in PRODUCTS:
+    for product in result["protocol"]["products"]:
         rows = [row for row in result["guidance"] if row["product"] == product]
         axes.plot([row["strength"] for row in rows], [row["reward"] for row in rows], marker="o", label=product)
     axes.set_xlabel("strength")

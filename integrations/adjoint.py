@@ -62,6 +62,8 @@ def transposed(path: Trajectory, gradient: Tensor, product: Product) -> Tensor:
         if g is not None:
             stage = path.scheme.stages[k]
             _add(direct, stage.start, g)
+            for i, weight in stage.states.items():
+                _add(direct, i, weight * g)
             for i, weight in stage.weights.items():
                 _add(through, i, weight * g)
         if k in through:  # all later stages have been seen, and no earlier one uses the noise at state k

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from azula.denoise import Denoiser, DiracPosterior, GaussianPosterior
 from azula.noise import Schedule as AzulaSchedule
+from dfmath.integrations.module_call import evaluate
 from dfmath.integrations.torch import ScoreNetwork
 
 from dfmath import _checks
@@ -57,7 +59,8 @@ def network_from_azula(denoiser: Denoiser, **conditioning: Any) -> ScoreNetwork:
 class AzulaDenoiser(Denoiser):
     """A score network, or an exact prior of torch tensors, as a denoiser for azula's samplers and guidance.
 
-    A network's posterior is its mean. A prior's has the diagonal of its covariance, too [MATH 1.1, 1.2].
+    A network's posterior is its mean. A prior's has the diagonal of its covariance, too [MATH 1.1, 1.2]. A network of
+    discrete times is evaluated at the whole time whose noise level is nearest in log rho, with z = x/alpha as it is.
 
     Parameters
     ----------
@@ -77,14 +80,25 @@ class AzulaDenoiser(Denoiser):
         self.module = wrapped if isinstance(wrapped, torch.nn.Module) else None  # for what asks for parameters
 
     def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> DiracPosterior | GaussianPosterior:
-        """Return the posterior at states x_t (B, ...) and time t, () or (B)."""
+        """Return the posterior at states x_t (B, ...) and time t, () or (B).
+
+        Keyword arguments are conditioning of the network, beside its own or in its place; TypeError for a prior.
+        """
         alpha, sigma = (level.to(torch.float64).reshape(-1) for level in self.schedule(t))
-        if isinstance(self.model, Prior):
-            return _exact(self.model, x_t, alpha, sigma)
-        network, rho = self.model, (sigma / alpha).expand(len(x_t))
-        own = network.schedule.time(rho)
-        change = (network.schedule(own)[0] / alpha).to(x_t.dtype).reshape(-1, *(1,) * (x_t.ndim - 1))
-        return DiracPosterior(network.posterior_mean(change * x_t, own))
+        if not isinstance(self.model, Prior):
+            return DiracPosterior(_predicted(self.model, x_t, alpha, sigma, kwargs))
+        if kwargs:
+            raise TypeError(f"a prior takes no keyword arguments, got {', '.join(sorted(kwargs))}")
+        return _exact(self.model, x_t, alpha, sigma)
+
+
+def _predicted(network: ScoreNetwork, x: Tensor, alpha: Tensor, sigma: Tensor, conditioning: dict[str, Any]) -> Tensor:
+    """The network's posterior mean, at the size that its own schedule gives these states."""
+    call = replace(network.call, conditioning={**network.call.conditioning, **conditioning})
+    own = call.times((sigma / alpha).expand(len(x)))
+    change = (call.schedule(own)[0] / alpha).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    states = network.door(change * x)
+    return evaluate(call, states, call.levels(states, own), "x0")
 
 
 def _exact(prior: Prior, x: Tensor, alpha: Tensor, sigma: Tensor) -> GaussianPosterior:

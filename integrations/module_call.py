@@ -49,6 +49,7 @@ class ModuleCall:
     guidance: float = 1.0
     sigma_data: float = 0.5
     wraps: Any = None
+    keep_time: bool = False  # in its own precision: half precision has no room for 999 of 1000 times
 
     @property
     def owner(self) -> Any:
@@ -122,7 +123,8 @@ class ModuleCall:
     def _evaluate(self, state: Tensor, time: Tensor, keywords: Mapping[str, Any]) -> Tensor:
         """Call the module in its own dtype, and return its output in that of the state."""
         dtype = module_dtype(self.owner) or state.dtype
-        time = time.to(dtype) if time.is_floating_point() else time
+        if time.is_floating_point():
+            time = time.to(torch.float32 if self.keep_time and dtype.itemsize < 4 else dtype)
         found = self.module(state.to(dtype), time, **keywords)
         _check_output(found, state)
         return found.to(state.dtype)

@@ -38,7 +38,9 @@ def mixture_from_sklearn(fitted: Any) -> GaussianMixture:
 def mixture_to_sklearn(prior: GaussianMixture) -> Any:
     """Return a prior as a fitted `sklearn.mixture.GaussianMixture`, to score, predict and sample with it.
 
-    Its covariances are ``full`` or ``diag``, as the prior's are matrices or not; its arrays are NumPy's, in float64.
+    Its covariance type is ``spherical`` where the prior has a variance, or one for each component, ``diag`` where it
+    has diagonals, and ``full`` where it has matrices. A prior does not keep that components share a matrix, so that a
+    ``tied`` mixture returns as ``full``, with more parameters in its `bic` and `aic`. Arrays are NumPy's, in float64.
 
     Parameters
     ----------
@@ -54,22 +56,25 @@ def mixture_to_sklearn(prior: GaussianMixture) -> Any:
 
     _checks.instance("prior", prior, GaussianMixture)
     parts = prior.components
-    covariances = _matrices(parts)
-    kind = "full" if covariances.ndim == 3 else "diag"
-    fitted = Fitted(prior.count, covariance_type=kind)
+    covariances = _covariances(parts)
+    fitted = Fitted(prior.count, covariance_type=("spherical", "diag", "full")[covariances.ndim - 1])
     fitted.weights_ = np.exp(_numpy(parts.log_weights)[0])
     fitted.weights_ /= fitted.weights_.sum()
     fitted.means_, fitted.covariances_ = _numpy(parts.centres)[0], covariances
-    fitted.precisions_cholesky_ = _roots_of_precisions(covariances)
+    roots = fitted.precisions_cholesky_ = _roots_of_precisions(covariances)
+    fitted.precisions_ = roots @ roots.transpose(0, 2, 1) if roots.ndim == 3 else roots**2
     fitted.converged_, fitted.n_iter_, fitted.lower_bound_ = True, 0, -np.inf
     fitted.n_features_in_ = prior.dim
     return fitted
 
 
-def _matrices(parts: Any) -> np.ndarray:
-    """Variances (K, d), or covariances (K, d, d)."""
+def _covariances(parts: Any) -> np.ndarray:
+    """Variances (K,) or (K, d), or covariances (K, d, d)."""
     if isinstance(parts, Diagonal):
-        return np.broadcast_to(_numpy(parts.variances)[0], parts.centres.shape[1:]).copy()
+        variances, (count, dim) = _numpy(parts.variances)[0], parts.centres.shape[1:]
+        if variances.shape[1] == 1:
+            return np.broadcast_to(variances[:, 0], count).copy()
+        return np.broadcast_to(variances, (count, dim)).copy()
     if isinstance(parts, Full):
         values, basis = _numpy(parts.values)[0], _numpy(parts.basis)[0]
         return (basis * values[:, None, :]) @ basis.transpose(0, 2, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -133,6 +135,15 @@ class ScoreNetwork:
             sigma_data,
             wraps,
         )
+
+    def with_times_kept(self) -> ScoreNetwork:
+        """Return the same network told its times in float32 where its own dtype is half precision.
+
+        For modules that take a time of another dtype than their states, as those of diffusers do.
+        """
+        other = copy.copy(self)
+        other.call = replace(self.call, keep_time=True)
+        return other
 
     def __repr__(self) -> str:
         kind, call = type(self.call.module).__name__, self.call

@@ -17,7 +17,7 @@ from dfmath.integrations.torch import ScoreNetwork  # noqa: E402
 
 from dfmath import GaussianMixture  # noqa: E402
 from dfmath.samplers import sample  # noqa: E402
-from dfmath.schedules import EDM  # noqa: E402
+from dfmath.schedules import EDM, Discrete  # noqa: E402
 
 SCHEDULES = [VESchedule(), VPSchedule(), CosineSchedule(), RectifiedSchedule()]
 VARIANCES = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
@@ -72,6 +72,58 @@ def test_their_sampler_and_ours_agree():
     theirs = DDIMSampler(AzulaDenoiser(prior, schedule), steps=8, silent=True)(alpha[0] * z)
     ours = sample(network_from_azula(gaussian(schedule)), None, z, solver="ddim", steps=rhos).x
     torch.testing.assert_close(alpha[-1] * ours, theirs.to(ours.dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_keyword_arguments_are_the_networks_conditioning():
+    """Beside its own and in their place, in guided calls, and through azula's samplers; a prior has none."""
+    schedule = RectifiedSchedule(alpha_min=0.01, sigma_min=0.01)
+
+    def moved(z, rho, shift=0.0, scale=1.0):
+        return scale * posterior_mean(z, rho[:, None]) + shift
+
+    x = torch.randn((4, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t, shifts = torch.tensor(0.4, dtype=torch.float64), torch.arange(4.0, dtype=torch.float64)[:, None]
+    alpha, sigma = schedule(t)
+    mean = posterior_mean(x / alpha, sigma / alpha)
+    plain = AzulaDenoiser(ScoreNetwork(moved, EDM(1e-4, 1e4), "denoiser"), schedule)
+    torch.testing.assert_close(plain(x, t, shift=shifts).mean, mean + shifts)
+    torch.testing.assert_close(plain(x, t).mean, mean)
+    own = {"conditioning": {"shift": 5.0, "scale": 2.0}, "unconditional": {"scale": 1.0}, "guidance": 3.0}
+    guided = AzulaDenoiser(ScoreNetwork(moved, EDM(1e-4, 1e4), "denoiser", **own), schedule)
+    torch.testing.assert_close(guided(x, t, shift=shifts).mean, mean + 3.0 * mean + shifts)
+    torch.testing.assert_close(guided(x, t).mean, mean + 3.0 * mean + 5.0)
+    through = network_from_azula(plain, shift=1.0)
+    torch.testing.assert_close(through.posterior_mean(x, 0.7), posterior_mean(x, 0.7) + 1.0)
+    sampler = DDIMSampler(plain, steps=3, silent=True)
+    assert (sampler(x, shift=shifts)[1:] - sampler(x)[1:]).abs().min() > 0.1
+    prior = AzulaDenoiser(GaussianMixture(MEAN[None], VARIANCES[None]), schedule)
+    with pytest.raises(TypeError, match="a prior takes no keyword arguments, got label, shift"):
+        prior(x, t, shift=1.0, label=3)
+
+
+def test_networks_of_whole_times_take_the_nearest():
+    """Between the network's levels its posterior mean is that of the nearest one."""
+    table = Discrete(torch.linspace(0.999, 0.01, 50, dtype=torch.float64).tolist())
+    levels = table.rho(torch.arange(50, dtype=torch.float64))
+    told = []
+
+    def eps(x, k):
+        told.append(k)
+        rho = levels[k][:, None]
+        z = x * torch.sqrt(1.0 + rho**2)
+        return (z - posterior_mean(z, rho)) / rho
+
+    network = ScoreNetwork(eps, table, "eps", time="discrete")
+    schedule, x = RectifiedSchedule(), torch.ones((3, 3), dtype=torch.float64)
+    for part in (0.0, 0.3, -0.3):
+        rho = table.rho(torch.tensor([20.0, 30.0, 40.0], dtype=torch.float64) + part)
+        t = rho / (1.0 + rho)  # about that of straight lines
+        alpha, sigma = schedule(t)
+        own = table.time(sigma / alpha).round()
+        mean = AzulaDenoiser(network, schedule)(x, t).mean
+        assert told[-1].tolist() == own.tolist() == [20, 30, 40]
+        wanted = posterior_mean(x / alpha[:, None], table.rho(own)[:, None])
+        torch.testing.assert_close(mean, wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_wrong_things_are_refused():

@@ -205,6 +205,17 @@ def test_unknown_schedulers_are_refused_by_name():
         schedule_from(made("UniPCMultistep", {"prediction_type": "flow_prediction"}))
 
 
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "FlowMatchLCM"])
+def test_times_that_count_signal_are_refused(name):
+    scheduler = made(name, {"invert_sigmas": True})
+    with pytest.raises(ValueError, match=f"{name}Scheduler: invert_sigmas must be False, got True"):
+        convention_of(scheduler)
+    with pytest.raises(ValueError, match="invert_sigmas must be False"):
+        network_from_model(Net(), scheduler)
+    with pytest.raises(ValueError, match="invert_sigmas must be False"):
+        DEISSNScheduler.from_config(scheduler.config)
+
+
 def test_times_without_signal_are_refused():
     scheduler = made("DDIM", {"rescale_betas_zero_snr": True})
     network = network_from_model(Net(), scheduler)
@@ -337,3 +348,61 @@ def test_wrong_schedulers_are_refused(change, words):
         DEISSNScheduler(**change)
     with pytest.raises(ValueError, match="rescale_betas_zero_snr must be False"):
         DEISSNScheduler.from_config(made("DDIM", {"rescale_betas_zero_snr": True}).config)
+
+
+NO_TABLE = """EDMEuler EDMDPMSolverMultistep CosineDPMSolverMultistep IPNDM SCM ScoreSdeVe UnCLIP
+    CMStochasticIterative DDPMWuerstchen"""
+
+
+@pytest.mark.parametrize("name", NO_TABLE.split())
+def test_configs_without_a_table_of_levels_are_refused(name):
+    """Their networks are told other levels than those that betas nobody gave would make."""
+    config = made(name, {}).config
+    with pytest.raises(ValueError, match=r"config must have beta_start, .* got one with neither"):
+        DEISSNScheduler.from_config(config)
+    with pytest.raises(ValueError, match="config must have beta_start"):
+        DEISSNScheduler.from_config({"num_train_timesteps": 10})
+    betas = DEISSNScheduler.from_config({"num_train_timesteps": 10}, trained_betas=[0.01] * 10).betas
+    torch.testing.assert_close(betas, torch.full((10,), 0.01))
+    assert DEISSNScheduler.from_config({}, beta_start=0.001).betas[0] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("CogVideoXDDIM", {}, "snr_shift_scale must be 1.0"),
+        ("EulerDiscrete", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "timestep_type must be"),
+        ("DDIM", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr must be False"),
+    ],
+)
+def test_configs_of_other_levels_or_times_are_refused(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        DEISSNScheduler.from_config(made(name, options).config)
+
+
+WITH_TABLE = """DDIM DDPM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep PNDM LCM TCD SASolver
+    EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete RePaint"""
+
+
+@pytest.mark.parametrize("name", WITH_TABLE.split())
+def test_levels_are_those_of_the_config(name):
+    """Also where it leaves them to its scheduler, whose defaults are not those of every other one."""
+    for options in ({}, {"beta_schedule": "scaled_linear", "beta_end": 0.015, "num_train_timesteps": 500}):
+        theirs = made(name, options)
+        ours = DEISSNScheduler.from_config(theirs.config)
+        torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-6, atol=0.0)
+    assert DEISSNScheduler.from_config(theirs.config, beta_end=0.01).config.beta_end == 0.01
+
+
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_spacings_of_other_levels_are_not_for_flows(spacing):
+    """diffusers makes them of the table of betas, up to 157, and reads them as levels of straight lines."""
+    words = f"{spacing} must be False beside use_flow_sigmas"
+    with pytest.raises(ValueError, match=words):
+        DEISSNScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, **{spacing: True})
+    for name, options in (("FlowMatchEulerDiscrete", {"shift": 3.0}), ("UniPCMultistep", FLOWS)):
+        with pytest.raises(ValueError, match=words):
+            DEISSNScheduler.from_config(made(name, options).config, **{spacing: True})
+        with pytest.raises(ValueError, match=words):
+            DEISSNScheduler.from_config(made(name, {**options, spacing: True}).config)
+    assert DEISSNScheduler(**{spacing: True}).config[spacing]

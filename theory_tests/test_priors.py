@@ -263,6 +263,42 @@ def test_mixtures_for_scikit_learn(form):
     )
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical", "tied"])
+def test_mixtures_of_scikit_learn_return_as_they_were(covariance_type):
+    """With every fitted array and count of parameters; a shared matrix comes back as one for each component."""
+    adapters = pytest.importorskip("dfmath.integrations.sklearn")
+    from sklearn.mixture import GaussianMixture as Fitted
+
+    data = np.random.default_rng(0).standard_normal((300, 3)) @ np.diag([1.0, 0.5, 2.0]) + np.array([3.0, 0.0, -1.0])
+    fitted = Fitted(3, covariance_type=covariance_type, random_state=0).fit(data)
+    again = adapters.mixture_to_sklearn(adapters.mixture_from_sklearn(fitted))
+    shared = covariance_type == "tied"
+    assert again.covariance_type == ("full" if shared else covariance_type)
+    for name in ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"):
+        wanted = getattr(fitted, name)
+        wanted = np.repeat(wanted[None], 3, axis=0) if shared and name[:3] in ("cov", "pre") else wanted
+        np.testing.assert_allclose(getattr(again, name), wanted, rtol=1e-9, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(again.score_samples(data), fitted.score_samples(data), rtol=1e-10)
+    more = 2 * 6 * np.log(len(data)) if shared else 0.0  # two more matrices of six numbers
+    assert again.bic(data) == pytest.approx(fitted.bic(data) + more, rel=1e-10)
+
+
+@pytest.mark.parametrize("covariances", [0.7, np.array([0.7, 0.7, 0.7])], ids=["shared", "each"])
+def test_spherical_mixtures_for_scikit_learn(covariances):
+    """One variance for each component, and so many parameters."""
+    adapters = pytest.importorskip("dfmath.integrations.sklearn")
+    prior = GaussianMixture(np.random.default_rng(0).standard_normal((3, 4)), covariances)
+    fitted = adapters.mixture_to_sklearn(prior)
+    assert fitted.covariance_type == "spherical"
+    np.testing.assert_array_equal(fitted.covariances_, np.full(3, 0.7))
+    np.testing.assert_allclose(fitted.precisions_, np.full(3, 1.0 / 0.7))
+    x = prior.sample(50, 0)
+    density = prior.diffuse(1.0, 0.0).log_density(x)
+    np.testing.assert_allclose(fitted.score_samples(x), density, rtol=1e-9)
+    parameters = 3 * 4 + 3 + 2
+    assert fitted.bic(x) == pytest.approx(parameters * np.log(50) - 2.0 * density.sum(), rel=1e-9)
+
+
 def test_singular_mixtures_are_not_for_scikit_learn():
     adapters = pytest.importorskip("dfmath.integrations.sklearn")
     for covariances in (0.0, np.zeros((2, 3, 3))):

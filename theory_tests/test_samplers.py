@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from dfmath import GaussianMixture, PointMasses, probability_flow
 from dfmath.normalizers import Normalizer, normalizer_along_run, normalizer_of_prior
 from dfmath.samplers import Churn, sample
-from dfmath.schedules import EDM, VP, FlowMatching
+from dfmath.schedules import EDM, VP, Discrete, FlowMatching
 from dfmath.solvers import SOLVERS, noise_levels, scheme
 
 VARIANCE = 0.7
@@ -48,11 +48,18 @@ def test_gaussians_have_affine_samplers(solver):
     plan, gains = scheme(solver, levels), [1.0]
     for stage in plan.stages:
         noises = {i: gaussian(gains[i], plan.rhos[i]) for i in stage.weights}
-        gains.append(gains[stage.start] + sum(w * noises[i] for i, w in stage.weights.items()))
+        carried = gains[stage.start] + sum(a * gains[i] for i, a in stage.states.items())
+        gains.append(carried + sum(w * noises[i] for i, w in stage.weights.items()))
     x = np.linspace(-2.0, 2.0, 6).reshape(3, 2)
     seed = {"seed": 0} if plan.stochastic else {}
     pair = [sample(gaussian, None, at, solver=solver, steps=levels, **seed).x for at in (x, 0.0 * x)]
     np.testing.assert_allclose(pair[0] - pair[1], gains[-1] * x, rtol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"solver": "ddpm", "steps": 1}, {"solver": "heun", "churn": Churn(0.0)}])
+def test_seeds_may_stay_where_stochastic_solvers_draw_nothing(options):
+    found = sample(gaussian, None, np.ones((2, 2)), start=10.0, end=0.1, seed=0, **{"steps": 4} | options)
+    assert np.isfinite(found.x).all()
 
 
 @pytest.mark.parametrize(("solver", "options"), [("ddpm", {}), ("heun", {"churn": Churn(80.0)})])
@@ -185,7 +192,11 @@ def test_normalised_steps_are_exact_where_noise_is_that_size():
         ({"start": None}, ValueError, "start must be given where there is no schedule"),
         ({"end": 20.0}, ValueError, "rho_max > rho_min"),
         ({"schedule": VP.linear(), "start": None, "end": None}, ValueError, "end must be given for a schedule whose"),
-        ({"schedule": FlowMatching(), "start": None, "end": 0.1}, ValueError, "start: t must lie in"),
+        (
+            {"schedule": FlowMatching(), "start": None, "end": 0.1},
+            ValueError,
+            "start must be given for a schedule whose last level has no signal",
+        ),
         ({"steps": 0}, ValueError, "steps must be"),
         ({"steps": [3.0, 1.0]}, ValueError, "start is not for steps that are levels"),
         ({"steps": [1.0, 3.0], "start": None, "end": None}, ValueError, "decrease strictly"),
@@ -261,9 +272,12 @@ def test_normalizers_of_networks_are_kept(tmp_path):
     found = network_normalizer(network, x, levels, cache=file)
     assert found == network_normalizer(network, x, levels)
     before = net.calls
-    assert network_normalizer(network, x, levels, cache=file) == found and net.calls == before
+    assert network_normalizer(network, x, levels, cache=file) == found
+    assert net.calls == before + 3  # to know it again
     with pytest.raises(ValueError, match=r"must be of this network and run, got another network$"):
         network_normalizer(ScoreNetwork(Net(0.7), EDM(0.001, 100.0)), x, levels, cache=file)
+    with pytest.raises(ValueError, match=r"got another prediction$"):
+        network_normalizer(ScoreNetwork(net, EDM(0.001, 100.0), "x0"), x, levels, cache=file)
     with pytest.raises(ValueError, match="got another schedule, levels"):
         network_normalizer(ScoreNetwork(net, EDM(0.01, 100.0)), x, levels[1:], cache=file)
     file.write_bytes(b"nothing")
@@ -271,3 +285,29 @@ def test_normalizers_of_networks_are_kept(tmp_path):
         network_normalizer(network, x, levels, cache=file)
     normalised = sample(network, None, x, steps=levels[::6], normalizer=found).x
     assert normalised.dtype == torch.float32 and not normalised.requires_grad
+
+
+def test_normalizers_of_other_networks_are_not_taken(tmp_path):
+    """Networks that nothing told of them sets apart: functions, tables of one length, conditions, scales, times."""
+    torch = pytest.importorskip("torch")
+    from dfmath.integrations.score_normalizer import network_normalizer
+    from dfmath.integrations.torch import ScoreNetwork
+
+    def module(x, t, c=1.0):
+        return c * x / (1.0 + t[:, None])
+
+    x, levels = 5.0 * torch.randn((8, 3), generator=torch.Generator().manual_seed(0)), [5.0, 2.0, 1.0]
+    tables = [np.geomspace(0.999, last, 100) for last in (1e-3, 2e-3)]
+    pairs = [
+        [ScoreNetwork(module, EDM()), ScoreNetwork(lambda x, t: 0.5 * module(x, t), EDM())],
+        [ScoreNetwork(module, Discrete(table)) for table in tables],
+        [ScoreNetwork(module, EDM(), conditioning={"c": c}) for c in (1.0, 0.9)],
+        [ScoreNetwork(module, EDM(), "edm", sigma_data=size) for size in (0.5, 1.0)],
+        [ScoreNetwork(module, EDM(), time=scaled) for scaled in (None, lambda t: 0.5 * t)],
+    ]
+    for number, (first, second) in enumerate(pairs):
+        file = tmp_path / f"{number}.safetensors"
+        found = network_normalizer(first, x, levels, cache=file)
+        assert network_normalizer(first, x, levels, cache=file) == found
+        with pytest.raises(ValueError, match="which answers something else"):
+            network_normalizer(second, x, levels, cache=file)

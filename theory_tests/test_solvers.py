@@ -32,7 +32,8 @@ def follow(scheme, field, z, fresh=None):
     states, noises = [z], []
     for stage, rho in zip(scheme.stages, scheme.rhos, strict=False):
         noises.append(field(states[-1], rho))
-        states.append(states[stage.start] + sum(w * noises[i] for i, w in stage.weights.items()))
+        carried = states[stage.start] + sum(a * states[i] for i, a in stage.states.items())
+        states.append(carried + sum(w * noises[i] for i, w in stage.weights.items()))
         if stage.fresh:
             states[-1] = states[-1] + stage.fresh * next(fresh)
     return states
@@ -317,9 +318,11 @@ def test_constant_noise_is_integrated_exactly(solver, options, levels):
     found = scheme(solver, levels, **options)
     for k, stage in enumerate(found.stages):
         wanted = found.rhos[k + 1] - found.rhos[stage.start]
+        carried = sum(a * found.rhos[i] for i, a in stage.states.items())  # where noise is constant, z_i is rho_i of it
         scale = sum(abs(w) for w in stage.weights.values())
-        assert abs(sum(stage.weights.values()) - wanted) <= 1e-12 * (scale + levels[0])
-        assert all(0 <= i <= k for i in (stage.start, *stage.weights))
+        assert abs(sum(stage.weights.values()) + carried - wanted) <= 1e-12 * (scale + levels[0])
+        assert abs(sum(stage.states.values())) <= 1e-15
+        assert all(0 <= i <= k for i in (stage.start, *stage.weights, *stage.states))
     assert tuple(found.rhos[end] for end in found.ends) == levels
 
 

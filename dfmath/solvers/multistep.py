@@ -88,23 +88,18 @@ def _lagrange(at: float, times: Sequence[float]) -> np.ndarray:
     return np.asarray([math.prod((at - other) / (own - other) for other in times if other != own) for own in times])
 
 
-def two_step_weights(levels: tuple[float, ...]) -> list[dict[int, float]]:
-    """DPM-Solver++(2M), z + (rho' - rho) eps + c (m - m_before) with c = (1 - rho'/rho) h/(2 h_before).
-
-    With m = z - rho eps, its change is that of z, which earlier noises made, less that of rho eps. So the scheme is
-    one in noises alone, of all earlier steps.
-    """
-    weights = euler_weights(levels)
-    for k in range(1, len(weights)):
-        before, now, after = levels[k - 1 : k + 2]
-        if after == 0.0:
+def two_step(levels: tuple[float, ...]) -> Scheme:
+    """DPM-Solver++(2M): z + (rho' - rho) eps + c (m - m_before), m = z - rho eps, c = (1 - rho'/rho) h/(2 h_before)."""
+    stages = []
+    for k, weights in enumerate(euler_weights(levels)):
+        if k == 0 or levels[k + 1] == 0.0:
+            stages.append(Stage(k, weights))
             continue
+        before, now, after = levels[k - 1 : k + 2]
         share = 0.5 * (1.0 - after / now) * math.log(now / after) / math.log(before / now)
-        change = dict(weights[k - 1])
-        change[k - 1] += before
-        change[k] = -now
-        weights[k] = {i: share * change[i] + weights[k].get(i, 0.0) for i in change}
-    return weights
+        noises = {k - 1: share * before, k: weights[k] - share * now}
+        stages.append(Stage(k, noises, states={k - 1: -share, k: share}))
+    return Scheme(levels, tuple(stages), tuple(range(len(levels))))
 
 
 def pndm(levels: tuple[float, ...]) -> Scheme:

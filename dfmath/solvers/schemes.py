@@ -10,7 +10,7 @@ from dfmath import _checks
 from dfmath.schedules import Schedule
 from dfmath.solvers.grids import levels_of
 from dfmath.solvers.heun import heun
-from dfmath.solvers.multistep import HIGHEST_ORDER, euler_weights, pndm, polynomial_weights, two_step_weights
+from dfmath.solvers.multistep import HIGHEST_ORDER, euler_weights, pndm, polynomial_weights, two_step
 from dfmath.solvers.stages import Scheme, one_stage_steps
 from dfmath.solvers.stochastic import Churn, ddpm
 
@@ -73,7 +73,7 @@ def scheme(
     Examples
     --------
     >>> scheme("heun", [2.0, 1.0, 0.0]).stages[1]
-    Stage(start=0, weights={0: -0.5, 1: -0.5}, fresh=0.0)
+    Stage(start=0, weights={0: -0.5, 1: -0.5}, fresh=0.0, states={})
     """
     _checks.one_of("solver", solver, SOLVERS)
     levels = levels_of(rhos)
@@ -86,7 +86,7 @@ def scheme(
         "ddim": lambda: one_stage_steps(levels, euler_weights(levels)),
         "deis": lambda: one_stage_steps(levels, polynomial_weights(levels, _order(order), _variable(time), normalizer)),
         "heun": lambda: heun(levels, churn),
-        "dpm++2m": lambda: one_stage_steps(levels, two_step_weights(levels)),
+        "dpm++2m": lambda: two_step(levels),
         "pndm": lambda: pndm(levels),
         "ddpm": lambda: ddpm(levels),
     }

@@ -1,22 +1,22 @@
 """Explicit linear schemes in canonical coordinates [MATH 2.2, 6.1].
 
 In z = x/alpha and rho = sigma/alpha the probability flow is dz/drho = eps(z, rho), whatever the schedule. Every
-explicit solver of it adds multiples of noises at earlier states to an earlier state, and a stochastic one fresh noise,
-so one description serves all of them: what runs it, and what transposes it, need not know which solver it is.
+explicit solver of it adds multiples of earlier states and noises, and a stochastic one fresh noise, so one description
+serves all of them: what runs it, and what transposes it, need not know which solver it is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Stage:
-    r"""One new state: an earlier one plus multiples of noises, z_start + sum_i w_i eps_i + s xi with xi ~ N(0, I).
+    r"""One new state: z_start + sum_i a_i z_i + sum_i w_i eps_i + s xi with xi ~ N(0, I).
 
     Attributes
     ----------
@@ -26,15 +26,19 @@ class Stage:
         w_i, by the number i of the state at which eps_i = eps(z_i, rho_i) was evaluated.
     fresh
         s, of noise that is drawn for this stage; 0 in deterministic schemes.
+    states
+        a_i, by the number i of the state.
     """
 
     start: int
     weights: Mapping[int, float]
     fresh: float = 0.0
+    states: Mapping[int, float] = field(default_factory=dict)
 
     def deterministic(self, states: Any, noises: Any) -> Any:
-        """Return z_start + sum_i w_i eps_i, of states and noises by their numbers."""
-        return sum((w * noises[i] for i, w in self.weights.items()), start=states[self.start])
+        """Return z_start + sum_i a_i z_i + sum_i w_i eps_i, of states and noises by their numbers."""
+        carried = sum((a * states[i] for i, a in self.states.items()), start=states[self.start])
+        return sum((w * noises[i] for i, w in self.weights.items()), start=carried)
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,11 @@ def one_stage_steps(
 
 def _check_stage(k: int, stage: Stage) -> None:
     """Raise unless stage k uses states that are there, and finite weights."""
-    used = [stage.start, *stage.weights]
+    used = [stage.start, *stage.states, *stage.weights]
     if not all(0 <= i <= k for i in used):
         raise ValueError(f"stage {k} must use states 0 to {k}, got {sorted(used)}")
-    if not all(math.isfinite(weight) for weight in stage.weights.values()):
-        raise ValueError(f"stage {k} must have finite weights, got {dict(stage.weights)}")
+    for weights in (stage.weights, stage.states):
+        if not all(math.isfinite(weight) for weight in weights.values()):
+            raise ValueError(f"stage {k} must have finite weights, got {dict(weights)}")
     if not 0.0 <= stage.fresh < math.inf:
         raise ValueError(f"stage {k} must have a finite level of fresh noise, not negative, got {stage.fresh!r}")

@@ -7,8 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from dfmath.integrations.diffusers.conventions import convention_of
-from dfmath.integrations.diffusers.guided import Reward, pipeline_levels
-from dfmath.integrations.diffusers.latents import decoded
+from dfmath.integrations.diffusers.guided import Reward, loss_of, pipeline_levels, run_of, window_of
 from dfmath.integrations.guidance import Guide, Normalisation
 from dfmath.integrations.products import Product
 from dfmath.integrations.torch import ScoreNetwork
@@ -20,6 +19,20 @@ __all__ = ["guidance_callback"]
 
 Tensor: TypeAlias = torch.Tensor
 Callback: TypeAlias = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+# Steps are from the latents given, and all that is remembered of earlier ones is what the network predicted.
+FORGETFUL = (
+    "DDIM",
+    "DDPM",
+    "DDIMParallel",
+    "DDPMParallel",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "LMSDiscrete",
+    "DPMSolverMultistep",
+    "DEISMultistep",
+    "DEISSN",
+    "FlowMatchEulerDiscrete",
+)
 
 
 def guidance_callback(
@@ -29,22 +42,25 @@ def guidance_callback(
     *,
     steps: int,
     method: Product | str = "vjp",
-    guide_from: int = 15,
-    guide_to: int = 35,
+    guide_from: int | None = None,
+    guide_to: int | None = None,
     strength: float = 0.2,
     normalisation: Normalisation = "rms",
     rollout_steps: int | None = None,
     solver: Solver = "ddim",
+    size: tuple[int, int] | None = None,
 ) -> Callback:
     """Return a ``callback_on_step_end`` that guides a pipeline's run, with its own scheduler, towards a reward.
 
     Before every step from `guide_from` to `guide_to` the latents are moved as in `guided_generate`; the steps are the
-    pipeline's. Step 0 has nothing before it and cannot be guided.
+    pipeline's. Step 0 has nothing before it and cannot be guided. A run that begins within the grid, from an image,
+    begins with a later step.
 
     Parameters
     ----------
     pipe
-        Whose scheduler takes one evaluation for each step, and whose latents are not packed.
+        Whose latents are not packed, and whose scheduler goes on from the latents it is given: others keep a state of
+        their own, and undo a move or part of it.
     network
         From `network_of`, with the run's prompt and guidance.
     reward
@@ -53,6 +69,8 @@ def guidance_callback(
         That the pipeline will be called with.
     method, guide_from, guide_to, strength, normalisation, rollout_steps, solver
         As of `dfmath.integrations.guidance.guided_sample`; the solver is that of rollouts.
+    size
+        (height, width) of latents, as of `pipeline_levels`.
 
     Raises
     ------
@@ -61,17 +79,19 @@ def guidance_callback(
     """
     if type(pipe).__name__.startswith("Flux"):
         raise ValueError("pipe must not pack its latents, as Flux does: use guided_generate")
-    if pipe.scheduler.order != 1:
-        raise ValueError(f"pipe's scheduler must take one evaluation for each step, got {pipe.scheduler.order}")
-    convention, levels = convention_of(pipe.scheduler), pipeline_levels(pipe, network.schedule, steps)
-    last = len(levels) - 2
-    if not 1 <= _checks.index("guide_from", guide_from, last + 1) <= _checks.index("guide_to", guide_to, last + 1):
-        raise ValueError(f"guide_from must be from 1 and not after guide_to, got {guide_from} and {guide_to}")
-    guide = Guide(network, lambda z: -reward(decoded(pipe, z)), solver, method, strength, normalisation, rollout_steps)
+    if type(pipe.scheduler).__name__.removesuffix("Scheduler") not in FORGETFUL:
+        raise ValueError(f"pipe's scheduler must be one of {', '.join(FORGETFUL)}, got {type(pipe.scheduler).__name__}")
+    convention, levels = convention_of(pipe.scheduler), pipeline_levels(pipe, network.schedule, steps, size)
+    times = run_of(pipe, steps, size).timesteps.tolist()
+    levels = levels[: len(times) + 1]  # some runs end at the lowest level, which is then taken for the data
+    if len(levels) != len(times) + 1:
+        raise ValueError(f"pipe's scheduler must step to {len(times)} levels, got {len(levels) - 1} that differ")
+    first, last = _window(guide_from, guide_to, len(levels) - 1)
+    guide = Guide(network, loss_of(pipe, reward), solver, method, strength, normalisation, rollout_steps)
 
     def callback(running: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
-        k = step + 1
-        if guide_from <= k <= guide_to:
+        k = _place(running.scheduler, time, times) + 1
+        if first <= k <= last:
             latents: Tensor = given["latents"]
             z = convention.states(latents.to(torch.float32), levels[k])
             moved, _ = guide(z.flatten(1), levels[k:], tuple(latents.shape))
@@ -79,3 +99,23 @@ def guidance_callback(
         return given
 
     return callback
+
+
+def _window(guide_from: int | None, guide_to: int | None, steps: int) -> tuple[int, int]:
+    """The guided steps, of which step 0 is none."""
+    usual = window_of(steps)
+    first = max(1, usual[0]) if guide_from is None else _checks.index("guide_from", guide_from, steps)
+    last = usual[1] if guide_to is None else _checks.index("guide_to", guide_to, steps)
+    if not 1 <= first <= last:
+        raise ValueError(f"guide_from must be from 1 and not after guide_to, got {first} and {last}")
+    return first, last
+
+
+def _place(scheduler: Any, time: Any, times: list[float]) -> int:
+    """The number of a step in the grid that levels were made for."""
+    if scheduler.timesteps.tolist() != times:
+        raise ValueError(
+            f"the pipeline must run with the {len(times)} steps that the callback was made for, and with its "
+            f"scheduler's own grid, got {len(scheduler.timesteps)} others"
+        )
+    return times.index(float(time))

@@ -145,6 +145,8 @@ def _table(scheduler: Any, prediction: Output) -> Schedule:
 
 def _straight(scheduler: Any) -> Convention:
     """Flow matching: x = (1 - s) x0 + s eps; shifts move the levels that are visited, not what they are."""
+    if getattr(scheduler.config, "invert_sigmas", False):
+        raise ValueError("invert_sigmas must be False, got True: only sigmas that count noise are known")
     count = float(scheduler.config.num_train_timesteps)
     return Convention(FlowMatching(), "flow", lambda t: count * t)
 

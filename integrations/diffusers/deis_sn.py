@@ -7,14 +7,25 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import DEISMultistepScheduler
+from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it beside the class that they load
 from diffusers.configuration_utils import register_to_config
 
+from dfmath import _checks
 from dfmath.normalizers import Normalizer
 from dfmath.solvers import scheme
 
 __all__ = ["DEISSNScheduler"]
 
 Tensor: TypeAlias = torch.Tensor
+TRAINED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+# What a config may say of levels and times that this scheduler has no word for, and what it must then say.
+KNOWN: dict[str, tuple[Any, str]] = {
+    "rescale_betas_zero_snr": (False, "at its last time there is no signal to step from"),
+    "snr_shift_scale": (1.0, "its levels are not those of its betas"),
+    "timestep_type": ("discrete", "its network is told noise levels"),
+    "invert_sigmas": (False, "its times count signal"),
+}
 
 
 class DEISSNScheduler(DEISMultistepScheduler):
@@ -33,11 +44,16 @@ class DEISSNScheduler(DEISMultistepScheduler):
     normalizer_rhos, normalizer_sizes
         `dfmath.normalizers.Normalizer.rhos` and ``.sizes``, as lists, so that they are saved with the config.
     solver_order
-        1 to 3: through how many noises. The polynomials' order is one less.
+        1 to 3: through how many noises, 3 if not given, where diffusers' own has 2. The polynomials' order is one less.
     num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type, thresholding,
     dynamic_thresholding_ratio, sample_max_value, lower_order_final, use_karras_sigmas, use_exponential_sigmas,
     use_beta_sigmas, use_flow_sigmas, flow_shift, timestep_spacing, steps_offset, use_dynamic_shifting, time_shift_type
         As of `DEISMultistepScheduler`.
+
+    Raises
+    ------
+    ValueError
+        If `solver_order` or the normalizer does not fit, or flow sigmas are to be spaced in other ways.
 
     Examples
     --------
@@ -81,6 +97,7 @@ class DEISSNScheduler(DEISMultistepScheduler):
             raise ValueError(f"solver_order must be 1, 2 or 3, got {solver_order!r}")
         if (normalizer_rhos is None) != (normalizer_sizes is None):
             raise ValueError("normalizer_rhos and normalizer_sizes belong together: give both or neither")
+        _check_spacing(self.config)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -110,22 +127,25 @@ class DEISSNScheduler(DEISMultistepScheduler):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make one from another scheduler's config; a flow-matching scheduler's says what its networks predict."""
+        """Make one from another scheduler's config; a flow-matching scheduler's says what its networks predict.
+
+        ValueError where the config has levels or times that this scheduler cannot have, as EDM's.
+        """
         if isinstance(config, Mapping):
-            if config.get("rescale_betas_zero_snr"):
-                raise ValueError(
-                    "rescale_betas_zero_snr must be False: at its last time there is no signal to step from"
-                )
             if "shift" in config and "beta_start" not in config:  # those of flow matching have no betas
                 flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
                 kwargs = {**flow, "flow_shift": float(config.get("shift", 1.0)), **kwargs}
+            _check_levels(config, kwargs)
+            # diffusers drops what a config left to its scheduler, whose defaults are those of its networks' levels.
+            kwargs = {**{name: config[name] for name in TRAINED if name in config}, **kwargs}
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None, mu: float | None = None
     ) -> None:
         """Make the grid of a run; mu is the shift that some pipelines compute, used where shifting is dynamic."""
-        super().set_timesteps(num_inference_steps, device, mu if self.config.use_dynamic_shifting else None)
+        steps = _checks.positive_integer("num_inference_steps", num_inference_steps)
+        super().set_timesteps(steps, device, mu if self.config.use_dynamic_shifting else None)
         if self.sigmas[-1] == self.sigmas[-2]:
             self.sigmas[-1] = 0.0
 
@@ -158,3 +178,21 @@ class DEISSNScheduler(DEISMultistepScheduler):
     def _levels(self, i: int) -> tuple[float, float]:
         alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[i].to(torch.float64))
         return float(alpha), float(sigma)
+
+
+def _check_spacing(config: Mapping[str, Any]) -> None:
+    """Raise where diffusers would space levels of the betas' table and read them as levels of straight lines."""
+    for name in SPACINGS:
+        if config["use_flow_sigmas"] and config[name]:
+            raise ValueError(f"{name} must be False beside use_flow_sigmas, whose levels it would replace, got True")
+
+
+def _check_levels(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise where another scheduler's levels and times are not those of betas or of straight lines."""
+    whole = {**config, **given}
+    for name, (wanted, why) in KNOWN.items():
+        if whole.get(name, wanted) != wanted:
+            raise ValueError(f"{name} must be {wanted!r}, got {whole[name]!r}: {why}")
+    # IPNDM's trained_betas are not variances, so that a config's own are none without beta_start.
+    if not ("beta_start" in whole or given.get("trained_betas") is not None or whole.get("use_flow_sigmas")):
+        raise ValueError("config must have beta_start, or shift as those of flow matching have, got one with neither")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from dfmath.integrations.diffusers.latents import encoded
+from PIL import Image, ImageOps
 
 from dfmath import _checks
 
@@ -48,6 +49,8 @@ def latents_of_folder(
 ) -> CaptionedLatents:
     """Encode all images of a folder, by the mean of the encoder; NAME.txt beside NAME.png is its caption.
 
+    Images are taken as they are shown: upright, where the camera was not, and on white, where they are transparent.
+
     Parameters
     ----------
     pipe
@@ -64,13 +67,10 @@ def latents_of_folder(
     Raises
     ------
     TypeError, ValueError
-        If the folder has no images, one cannot be read, or an argument does not fit.
+        If there is no such folder, it has no images, one cannot be read, or an argument does not fit.
     """
     side, count = _checks.positive_integer("size", size), _checks.positive_integer("batch", batch)
-    place = Path(folder)
-    files = sorted(file for file in place.glob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"folder must hold images ({', '.join(SUFFIXES)}), got none in {str(folder)!r}")
+    files = _images(Path(folder))
     device, parts = _device(pipe), []
     for start in range(0, len(files), count):
         some = files[start : start + count]
@@ -83,24 +83,52 @@ def latents_of_folder(
     return CaptionedLatents(torch.cat(parts), captions, tuple(file.name for file in files))
 
 
+def _images(folder: Path) -> list[Path]:
+    """Files with images, by name."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"folder must hold images, got {str(folder)!r}, which {what}")
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"folder must hold images ({', '.join(SUFFIXES)}), got none in {str(folder)!r}")
+    return files
+
+
 def _pixels(file: Path, side: int) -> Tensor:
     """(3, side, side) in [0, 1]."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as problem:
+            image = _as_shown(opened)
+    except (OSError, SyntaxError, ValueError) as problem:  # the last two are Pillow's for some damaged files
         raise ValueError(f"folder holds an image that cannot be read, {file.name}: {problem}") from None
     short = min(image.size)
     left, top = ((length - short) // 2 for length in image.size)
     square = image.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + short, top + short))
-    return torch.from_numpy(np.asarray(square, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+    values = np.asarray(square, dtype=np.float32).reshape(side, side, -1) / 255.0
+    values = values.clip(0.0, 1.0)  # scaling overshoots at edges, and cuts it off in 8 bits alone
+    return torch.from_numpy(values).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+
+
+def _as_shown(opened: Image.Image) -> Image.Image:
+    """Upright and on white: of 8 bits in red, green and blue, or grey floats from 0 to 255."""
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        return _deep_grey(image)
+    layer = image.convert("RGBA")  # transparent pixels have colours, too, that nobody sees
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, all of whose levels from 256 on are white to Pillow's own conversion."""
+    values = np.asarray(image, dtype=np.float32)
+    seen = values != image.info.get("transparency", -1)
+    return Image.fromarray(np.where(seen, values / np.float32(257.0), np.float32(255.0)))
 
 
 def _caption(file: Path) -> str:
     text = file.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    return text.read_text(encoding="utf-8-sig").strip() if text.is_file() else ""
 
 
 def _device(pipe: Any) -> torch.device:

@@ -17,6 +17,7 @@ __all__ = ["network_from_model", "network_of"]
 
 Tensor: TypeAlias = torch.Tensor
 Prompt: TypeAlias = str | Sequence[str] | None
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # diffusers' defaults for refiners
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def network_of(
     pipe: Any,
     prompt: Prompt = None,
     *,
-    negative_prompt: Prompt = "",
+    negative_prompt: Prompt = None,
     class_labels: Sequence[int] | None = None,
     guidance_scale: float = 1.0,
     derivative: Derivative = "vjp",
@@ -49,12 +50,13 @@ def network_of(
     pipe
         Of Stable Diffusion 1.x, 2.x, XL or 3, Flux, DiT, or an unconditional one of a single UNet.
     prompt, negative_prompt
-        One for all states, or one for each of a batch; for pipelines that read text.
+        One for all states, or one for each of a batch; for pipelines that read text. Without a negative one, guidance
+        is away from what the pipeline takes instead: the empty text, or zeros where its config says so (XL).
     class_labels
         The same for those of classes (DiT).
     guidance_scale
-        w of classifier-free guidance, u + w (c - u); 1 for none. With any other the field belongs to no density. Flux
-        is told it and is called once.
+        w of classifier-free guidance, u + w (c - u); 1, for none, if not given, where pipelines take more. With any
+        other the field belongs to no density. Flux is told it and is called once.
     derivative
         See `ScoreNetwork`. The attention of diffusers' networks has no forward mode on the CPU, hence ``vjp``.
 
@@ -71,7 +73,13 @@ def network_of(
     """
     reader = _reader_of(pipe)
     guidance = _checks.real_number("guidance_scale", guidance_scale)
-    reading = reader(pipe, prompt, negative_prompt, class_labels, guidance)
+    if not guidance >= 1.0:
+        raise ValueError(
+            f"guidance_scale must be 1, for none, or larger, got {guidance:g}, which diffusers takes for 1"
+        )
+    reading = reader(
+        pipe, _listed("prompt", prompt), _listed("negative_prompt", negative_prompt), class_labels, guidance
+    )
     return _network(reading, pipe.scheduler, guidance, derivative)
 
 
@@ -123,7 +131,7 @@ def _network(reading: _Reading, scheduler: Any, guidance: float, derivative: Der
         derivative=derivative,
         sigma_data=convention.sigma_data,
         wraps=reading.module,
-    )
+    ).with_times_kept()
 
 
 def _stable_diffusion(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
@@ -142,13 +150,21 @@ def _stable_diffusion(pipe: Any, prompt: Any, negative: Any, labels: Any, guidan
 def _stable_diffusion_xl(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
     _text_alone(prompt, labels)
 
-    def call(x: Tensor, time: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor) -> Tensor:
-        size = tuple(pipe.vae_scale_factor * n for n in x.shape[2:])
-        ids = pipe._get_add_time_ids(size, (0, 0), size, text_embeds.dtype, text_embeds.shape[1]).to(x.device)
-        added = {"text_embeds": text_embeds, "time_ids": ids.expand(len(x), -1)}
+    def call(x: Tensor, time: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, **others: Tensor) -> Tensor:
+        """Micro-conditioning: original size, no cropping, and target size or, for refiners, an aesthetic score."""
+        size = [pipe.vae_scale_factor * n for n in x.shape[2:]]
+        ids = text_embeds.new_tensor([*size, 0, 0]).expand(len(x), 4)
+        last = others.get("aesthetic_score", text_embeds.new_tensor(size).expand(len(x), 2))
+        added = {"text_embeds": text_embeds, "time_ids": torch.cat([ids, last.to(ids)], dim=1)}
         return _first(pipe.unet(x, time, encoder_hidden_states, added_cond_kwargs=added, return_dict=False))
 
-    return _Reading(pipe.unet, call, *_pooled(pipe, prompt, negative, guidance, "text_embeds"))
+    conditioning, unconditional = _pooled(pipe, prompt, negative, guidance, "text_embeds")
+    if getattr(pipe.config, "requires_aesthetics_score", False):
+        device = pipe.unet.device
+        conditioning["aesthetic_score"] = torch.tensor([[AESTHETIC_SCORE]], device=device)
+        if unconditional is not None:
+            unconditional["aesthetic_score"] = torch.tensor([[NEGATIVE_AESTHETIC_SCORE]], device=device)
+    return _Reading(pipe.unet, call, conditioning, unconditional)
 
 
 def _stable_diffusion_3(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
@@ -180,6 +196,7 @@ def _pooled(
 
 def _flux(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
     _text_alone(prompt, labels)
+    _no_negative(negative)
     with torch.no_grad():
         text, pooled, text_ids = pipe.encode_prompt(prompt=prompt, prompt_2=None)
     told = pipe.transformer.config.guidance_embeds
@@ -209,8 +226,11 @@ def _flux(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -
 
 
 def _dit(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
-    if prompt is not None or labels is None:
-        raise ValueError("class_labels must be given for a pipeline of classes, and prompt must not")
+    if prompt is not None:
+        raise ValueError("prompt must not be given for a pipeline of classes")
+    if labels is None:
+        raise ValueError("class_labels must be given for a pipeline of classes, got None")
+    _no_negative(negative)
     own = torch.as_tensor(labels, device=pipe._execution_device).reshape(-1)
     none = torch.full_like(own, pipe.transformer.config.num_embeds_ada_norm)
 
@@ -225,6 +245,7 @@ def _dit(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) ->
 def _unconditional(pipe: Any, prompt: Any, negative: Any, labels: Any, guidance: float) -> _Reading:
     if prompt is not None or labels is not None or guidance != 1.0:
         raise ValueError("prompt, class_labels and guidance_scale are not for an unconditional pipeline")
+    _no_negative(negative)
     return _Reading(pipe.unet, _without_variance(pipe.unet), {})
 
 
@@ -254,8 +275,25 @@ def _reader_of(pipe: Any) -> Callable[..., _Reading]:
 
 
 def _text_alone(prompt: Any, labels: Any) -> None:
-    if prompt is None or labels is not None:
-        raise ValueError("prompt must be given for a pipeline that reads text, and class_labels must not")
+    if prompt is None:
+        raise ValueError("prompt must be given for a pipeline that reads text, got None")
+    if labels is not None:
+        raise ValueError("class_labels must not be given for a pipeline that reads text")
+
+
+def _listed(name: str, prompt: Any) -> str | list[str] | None:
+    """A prompt as pipelines take it: a text, or a list of them."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    found = list(prompt) if isinstance(prompt, Sequence) else []
+    if not found or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{name} must be a text or a sequence of texts, got {_checks.describe(prompt)}")
+    return found
+
+
+def _no_negative(negative: Any) -> None:
+    if negative:
+        raise ValueError(f"negative_prompt is not for a pipeline that is not guided away from one, got {negative!r}")
 
 
 def _negative(negative: Any, prompt: Any) -> Any:

@@ -20,6 +20,8 @@ def colourfulness(images: Tensor) -> Tensor:
 
     It grows with what people judge to be more colourful.
     """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     red, green, blue = images.unbind(dim=1)
     opponents = torch.stack([red - green, 0.5 * (red + green) - blue], dim=1).flatten(2)
     spread = (opponents.var(dim=2, correction=0).sum(dim=1) + SMALL).sqrt()
