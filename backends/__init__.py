@@ -24,8 +24,9 @@ from typing import Any
 from dfmath.backends._compat import Array, is_numpy_array
 from dfmath.backends.components import Components
 from dfmath.backends.moments import Moments, Space, Want, merge
+from dfmath.backends.parts import Parts
 
-__all__ = ["Moments", "Space", "Want", "available", "cluster", "merge", "posterior_moments", "use"]
+__all__ = ["Moments", "Space", "Want", "available", "chosen", "cluster", "merge", "posterior_moments", "use"]
 
 _MODULES = {"array-api": "array_api", "numba": "numba_cpu"}
 _chosen: ContextVar[str | None] = ContextVar("dfmath_backend", default=None)
@@ -67,8 +68,18 @@ def use(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def backend_for(array: Array) -> ModuleType:
-    """Return the backend module chosen by `use`, or else the one made for this kind of array."""
+def chosen() -> str | None:
+    """Return the name given to `use` in this context, None if none was."""
+    return _chosen.get()
+
+
+def backend_for(array: Array, components: Components | None = None) -> ModuleType:
+    """Return the backend module chosen by `use`, or else the one made for this kind of array.
+
+    Components in parts have one that asks these for each part.
+    """
+    if isinstance(components, Parts):
+        return importlib.import_module("dfmath.backends.in_parts")
     name = _chosen.get() or ("numba" if is_numpy_array(array) else "array-api")
     if name == "numba" and not is_numpy_array(array):
         kind = f"{type(array).__module__}.{type(array).__name__}"
@@ -120,7 +131,7 @@ def posterior_moments(
     Moments
         In the queries' namespace, dtype and device. Inputs are not validated here: the public classes of `dfmath` do.
     """
-    backend = backend_for(queries)
+    backend = backend_for(queries, components)
     result: Moments = backend.posterior_moments(
         queries,
         components,
@@ -141,12 +152,12 @@ def memory_for(queries: Array, components: Components, growth: float) -> Any:
 
     `growth` is the factor by which noise may grow, in sigma^2/alpha^2, before what is remembered is of no use.
     """
-    remember = getattr(backend_for(queries), "memory_for", None)
+    remember = getattr(backend_for(queries, components), "memory_for", None)
     return None if remember is None else remember(components, growth)
 
 
 def cluster(queries: Array, components: Components, count: int | None, seed: int) -> None:
     """Sort components into clusters where the backend for these arrays can make use of them."""
-    sort = getattr(backend_for(queries), "cluster", None)
+    sort = getattr(backend_for(queries, components), "cluster", None)
     if sort is not None:
         sort(components, count, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat
-from array_api_compat import device, is_jax_array, is_numpy_array, is_torch_array, size, to_device
+from array_api_compat import device, is_dask_array, is_jax_array, is_numpy_array, is_torch_array, size, to_device
 
 Array = Any
 Namespace = Any
@@ -20,6 +20,7 @@ __all__ = [
     "gather_rows",
     "has_no_values",
     "index_dtype",
+    "is_dask_array",
     "is_jax_array",
     "is_numpy_array",
     "is_torch_array",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace
-from dfmath.backends.components import Components, Local
+from dfmath.backends.components import Components, Local, Whole
 from dfmath.backends.double import two_sum
 from dfmath.backends.moments import SECOND_ORDER, Moments, Second, Space, Want, concatenate, merge
 
@@ -51,7 +51,7 @@ def component_tiles(components: Components, queries: int, width: int = 1) -> Ite
         yield start, min(start + step, components.count)
 
 
-def local(x: Array, components: Components, alpha: Array, sigma: Array) -> Local:
+def local(x: Array, components: Whole, alpha: Array, sigma: Array) -> Local:
     """Lay queries (b, d) and noise levels (b | 1,) out against components."""
     return components.at(x[:, None, :], alpha[:, None, None], sigma[:, None, None])
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from dfmath.backends import double
 from dfmath.backends._compat import Array, array_namespace, to_numpy
@@ -27,6 +28,8 @@ from dfmath.backends.moments import Second, Space, Want
 from dfmath.backends.precision import LIMIT, plain_logit_error
 
 LOG_2PI = math.log(2.0 * math.pi)
+
+Form = Literal["diagonal", "full", "low rank"]
 
 
 class Local(Protocol):
@@ -49,7 +52,15 @@ class Local(Protocol):
 
 
 class Components(Protocol):
-    """K mixture components of one covariance form."""
+    """K mixture components of one covariance form, wherever they are held."""
+
+    @property
+    def form(self) -> Form:
+        """Which form that is."""
+
+    @property
+    def common(self) -> bool:
+        """Whether one multiple of the identity is the covariance of all."""
 
     @property
     def centres(self) -> Array:
@@ -71,20 +82,27 @@ class Components(Protocol):
     def rank(self) -> int:
         """How many extra normals `Local.draw` needs."""
 
-    def tile(self, start: int, stop: int, dtype: Any) -> Self:
+    def tile(self, start: int, stop: int, dtype: Any) -> Whole:
         """Components start..stop, in the dtype that moments accumulate in."""
 
-    def pairs(self, index: Array, dtype: Any) -> Self:
+    def pairs(self, index: Array, dtype: Any) -> Whole:
         """One chosen component for each of m queries, laid out as (m, 1, ...)."""
-
-    def at(self, x: Array, alpha: Array, sigma: Array) -> Local:
-        """Contributions at queries x (b, 1, d) and noise levels (b | 1, 1, 1)."""
 
     def width(self, columns: int) -> int:
         """How many times (b, k, d) numbers a second moment with this many columns needs at a time."""
 
     def variance_range(self) -> tuple[float, float]:
         """Lower bound on the smallest and upper bound on the largest eigenvalue over all C_k."""
+
+    def each(self, work: Callable[..., Any], *shared: Any) -> list[Any]:
+        """What `work(part, *shared)` returns for every part that the components are held in: for most, the one."""
+
+
+class Whole(Components, Protocol):
+    """Components that are here as arrays."""
+
+    def at(self, x: Array, alpha: Array, sigma: Array) -> Local:
+        """Contributions at queries x (b, 1, d) and noise levels (b | 1, 1, 1)."""
 
     def draw_prior(self, normals: Array, extra: Array) -> Array:
         """Samples of N(mu_k, C_k) from standard normals, for components laid out by `pairs`."""
@@ -93,8 +111,13 @@ class Components(Protocol):
 class _Tiled:
     """Slicing and gathering, the same for every form: axis 1 of each field is the component."""
 
+    form: ClassVar[Form]
     centres: Array
     log_weights: Array
+
+    @property
+    def common(self) -> bool:
+        return False
 
     @property
     def count(self) -> int:
@@ -110,6 +133,9 @@ class _Tiled:
 
     def width(self, columns: int) -> int:
         return max(1, columns)
+
+    def each(self, work: Callable[..., Any], *shared: Any) -> list[Any]:
+        return [work(self, *shared)]
 
     def tile(self, start: int, stop: int, dtype: Any) -> Self:
         return self._map(lambda a: a[:, start:stop, ...] if a.shape[1] > 1 else a, dtype)
@@ -156,9 +182,14 @@ class _Departing(ABC):
 class Diagonal(_Tiled):
     """Zero, scalar, per-component and diagonal covariances: variances (1, K | 1, d | 1). Point masses are 0."""
 
+    form: ClassVar[Form] = "diagonal"
     centres: Array
     log_weights: Array
     variances: Array
+
+    @property
+    def common(self) -> bool:
+        return tuple(self.variances.shape[1:]) == (1, 1)
 
     def width(self, columns: int) -> int:
         return max(1, -(-columns // self.dim))  # matrices are averaged before they are multiplied
@@ -186,7 +217,7 @@ class LocalDiagonal(_Departing):
         square = xp.sum(self.residual**2 / self.spread, axis=2)
         constant = components.log_weights - 0.5 * (log_det + components.dim * LOG_2PI)
         self.logits, self.logits_low = constant - 0.5 * square, None
-        if self.spread.shape[1:] == (1, 1) and self._needs_two_terms(x, square):
+        if components.common and self._needs_two_terms(x, square):
             self.residual, residual_low = double.residual(x, alpha, components.centres)
             self.logits, self.logits_low = self._two_term_logits(residual_low, constant)
 
@@ -261,6 +292,7 @@ class LocalDiagonal(_Departing):
 class Full(_Tiled):
     """Full covariances C_k = U_k diag(c_k) U_k^T, eigen-decomposed once: values (1, K, d), basis (1, K, d, d)."""
 
+    form: ClassVar[Form] = "full"
     centres: Array
     log_weights: Array
     values: Array
@@ -319,6 +351,7 @@ class LocalFull(_Departing):
 class LowRankPlusDiagonal(_Tiled):
     """Covariances C_k = diag(D_k) + V_k V_k^T: diagonal (1, K, d), factors (1, K, d, r)."""
 
+    form: ClassVar[Form] = "low rank"
     centres: Array
     log_weights: Array
     diagonal: Array

@@ -76,6 +76,11 @@ class Index:
         self.offset = float(np.linalg.norm(self.centre))
 
     @cached_property
+    def weightless(self) -> bool:
+        """Whether no point has any weight, as may be in a part of the data."""
+        return bool(self.whole.log_weights.max() == -np.inf)
+
+    @cached_property
     def unit(self) -> float:
         """A power of two near the radius: coordinates are divided by it where they are copied anyway."""
         return 2.0 ** math.frexp(self.radius)[1] if self.radius > 0 else 1.0

@@ -180,7 +180,7 @@ def _placed(parts: list[Moments], places: list[Any]) -> Moments:
 
 def _easy(ask: Request) -> Any:
     """Whether products are worth trying for a query, (B,), by an estimate from norms alone."""
-    if "dense" in ask.want and ask.components.dim > WIDEST:
+    if ask.about_index.weightless or ("dense" in ask.want and ask.components.dim > WIDEST):
         return np.zeros(len(ask.queries), dtype=bool)
     return logit_error(ask) <= TRY * ask.limit
 

@@ -1,11 +1,25 @@
-"""Drawing components from the posterior, streamed along the cumulative weights."""
+"""Drawing components from the prior and from the posterior, streamed along the cumulative weights."""
 
 from __future__ import annotations
 
-from dfmath.backends._compat import Array, array_namespace, index_dtype
+from typing import Any
+
+import numpy as np
+from dfmath.backends._compat import Array, array_namespace, index_dtype, to_numpy
 from dfmath.backends.array_api import component_tiles, local
 from dfmath.backends.components import Components, Local
 from dfmath.backends.moments import Moments
+from dfmath.backends.parts import Parts
+
+
+def prior_indices(components: Components, uniforms: Any) -> Any:
+    """Return the components (n,) at which the cumulative weight passes the uniforms; both are NumPy's, on the host."""
+    if isinstance(components, Parts):
+        from dfmath.backends import in_parts
+
+        return in_parts.prior_indices(components, uniforms)
+    cumulative = np.cumsum(np.exp(to_numpy(components.log_weights)[0].astype(np.float64)))
+    return np.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
 
 
 def posterior_indices(
@@ -27,6 +41,10 @@ def posterior_indices(
     Array
         (B, n) component indices. Memory is O(B n + tile).
     """
+    if isinstance(components, Parts):
+        from dfmath.backends import in_parts
+
+        return in_parts.posterior_indices(queries, components, alpha, sigma, moments, uniforms)
     xp, index = array_namespace(queries), index_dtype(queries)
     below = xp.zeros_like(moments.log_mass)
     chosen = xp.zeros(uniforms.shape, dtype=index, device=queries.device)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from numbers import Integral, Number, Real
 from typing import Any
@@ -19,6 +20,7 @@ from dfmath.backends._compat import (
     array_namespace,
     device,
     has_no_values,
+    is_numpy_array,
     is_torch_array,
     to_numpy,
 )
@@ -48,6 +50,24 @@ def on_behalf_of(name: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: {error}") from None
+
+
+_first_row: ContextVar[int] = ContextVar("first_row", default=0)
+
+
+@contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """Let errors count the rows of a part of some data from this one."""
+    token = _first_row.set(first)
+    try:
+        yield
+    finally:
+        _first_row.reset(token)
+
+
+def counted(row: int) -> int:
+    """The number of this row in all of the data."""
+    return _first_row.get() + row
 
 
 def instance(name: str, value: Any, kind: type) -> None:
@@ -123,13 +143,15 @@ def finite_rows(name: str, array: Array, unit: str = "row", limit: float = math.
     step, limit = max(1, _CHUNK // max(1, math.prod(array.shape[1:]))), min(limit, float(xp.finfo(array.dtype).max))
     for start in range(0, array.shape[0], step):
         rows = array[start : min(start + step, array.shape[0]), ...]
+        if is_numpy_array(rows) and rows.size and rows.min() >= -limit and rows.max() <= limit:
+            continue  # NaN is neither; without copies this takes a quarter of the time
         good = xp.abs(rows) <= limit  # False for NaN and infinity
         if not bool(xp.all(good)):
             first = int(xp.argmin(xp.astype(xp.all(xp.reshape(good, (good.shape[0], -1)), axis=1), xp.int32)))
             finite = bool(xp.all(xp.isfinite(rows[first, ...])))
             asked = f"at most {limit:g} in size, so that its square is representable" if finite else "finite"
             came = "more" if finite else "NaN or infinity"
-            raise ValueError(f"{name} must be {asked}, got {came} in {unit} {start + first}")
+            raise ValueError(f"{name} must be {asked}, got {came} in {unit} {counted(start + first)}")
 
 
 def largest_size(array: Array) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +31,7 @@ try:
 
     from dfmath.cli_bench import bench
     from dfmath.cli_reproduce import reproduce
-    from dfmath.console import Json, progress, save
+    from dfmath.console import Json, needs, progress, save
 except KeyboardInterrupt:
     _interrupted()
 
@@ -42,6 +45,10 @@ RhoMax = Annotated[float, typer.Option(help="Highest noise-to-signal ratio.")]
 RhoMin = Annotated[float, typer.Option(help="Lowest noise-to-signal ratio.")]
 Plot = Annotated[str | None, typer.Option(metavar="FILE", help="Write a figure (.png, .svg, .pdf).")]
 Limit = Annotated[int, typer.Option(help="Use a random subset of at most this many points.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Dask scheduler to compute on, such as tcp://host:8786, or 'local'."),
+]
 Only = Annotated[
     list[str] | None,
     typer.Option(metavar="NUMBER", help="Theorem number, such as 1.2 or 3; repeat it, or separate by commas."),
@@ -99,19 +106,24 @@ def _start(
 def verify(
     data: Data = None,
     mixture: Annotated[int | None, typer.Option(help="Fit a Gaussian mixture with this many components.")] = None,
-    backend: Annotated[str, typer.Option(help="numba, array-api, array-api-strict, torch, jax or cupy.")] = "numba",
+    backend: Annotated[
+        str, typer.Option(help="numba, array-api, array-api-strict, torch, jax, cupy or dask.")
+    ] = "numba",
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     only: Only = None,
     rho_max: RhoMax = 80.0,
     rho_min: RhoMin = 0.02,
     limit: Limit = 20_000,
     seed: Seed = 0,
+    cluster: Cluster = None,
     json: Json = False,
 ) -> int:
     """Check every theorem on the digits, or on your own data.
 
     Exit code 1 if one fails.
     """
+    if cluster is not None and backend != "dask":
+        raise ValueError(f"--cluster belongs to --backend dask, got it beside {backend!r}")
     from dfmath import report
     from dfmath.theorems import run
 
@@ -119,8 +131,8 @@ def verify(
     levels, theorems = run.noise_levels(rho_max, rho_min), run.select(numbers)
     run.builder(_array_backend(backend), dtype)
     points, name = _points(data, limit, seed)
-    subject = run.model(points, mixture, backend, dtype, seed)
-    with progress("verifying", len(theorems)) as advance:
+    with _on(cluster), progress("verifying", len(theorems)) as advance:
+        subject = run.model(points, mixture, backend, dtype, seed)
         results = run.verify(
             subject,
             levels,
@@ -177,34 +189,104 @@ def fisher(
     spectrum: Annotated[bool, typer.Option(help="Decompose F and P, d x d matrices.")] = True,
     plot: Plot = None,
     limit: Limit = 20_000,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Use all points of the file, which may be larger than memory.")
+    ] = False,
+    cluster: Cluster = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep finished noise levels in this file (JSON).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the levels that --keep holds.")] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> int:
-    """Trace, spectrum and effective rank of F along the noise levels."""
+    """Trace, spectrum and effective rank of F along the noise levels.
+
+    With --cluster all points are held by the workers of a Dask cluster, which read the file themselves.
+    """
     from dfmath import plots, report
-    from dfmath.priors import PointMasses
-    from dfmath.profile import fisher_profile
+    from dfmath.profile import LevelProfile
     from dfmath.theorems.run import noise_levels
 
     seed, samples = _checks.random_seed(seed), _checks.positive_integer("samples", samples)
     rhos = noise_levels(rho_max, rho_min, _checks.positive_integer("levels", levels))
     if plot is not None:
         plots.destination(plot)
-    points, name = _points(data, limit, seed)
-    prior, found = PointMasses(points), []
-    with progress("noise levels", len(rhos)) as advance:
+    if resume and keep is None:
+        raise ValueError("--resume needs --keep FILE, which finished levels are in")
+    about = {"data": data, "limit": None if whole or cluster else limit, "samples": samples, "spectrum": spectrum}
+    found = []
+    with _on(cluster), progress("noise levels", len(rhos)) as advance:
+        prior, name = _prior(data, limit, seed, whole, cluster is not None)
+        kept = _kept(keep, {**about, "seed": seed, "shape": [prior.count, prior.dim]}, resume)
         for rho in rhos:
-            found.append(fisher_profile(prior, rho, samples, seed, spectrum))
+            work = partial(_level, prior, rho, samples, seed, spectrum)
+            found.append(LevelProfile(**kept(f"{rho:.17g}", work)))
             advance(f"rho = {rho:.3g}")
-    draws = report.plural(samples, "draw")
-    title = f"Diffusion Fisher of {name}, {points.shape[0]} x {points.shape[1]}, {draws} at each level"
+    draws, shape = report.plural(samples, "draw"), (prior.count, prior.dim)
+    title = f"Diffusion Fisher of {name}, {shape[0]} x {shape[1]}, {draws} at each level"
     if json:
-        report.print_json({"data": name, "shape": list(points.shape), "levels": [asdict(level) for level in found]})
+        report.print_json({"data": name, "shape": list(shape), "levels": [asdict(level) for level in found]})
     else:
         report.console().print(report.profile_table(found, title))
     if plot is not None:
         save(plots.profile(found, title), plot, json)
     return 0
+
+
+def _level(*options: Any) -> dict[str, Any]:
+    """The profile of one level, as JSON can hold it."""
+    from dfmath.profile import fisher_profile
+
+    return asdict(fisher_profile(*options))
+
+
+def _prior(data: str | None, limit: int, seed: int, whole: bool, scattered: bool) -> tuple[Any, str]:
+    """Point masses of a subset, of a whole file, or of one that the workers of a cluster read."""
+    from dfmath.priors import PointMasses
+
+    if data is None and (whole or scattered):
+        raise ValueError("--whole and --cluster need --data FILE")
+    if scattered:
+        from dfmath.row_files import dask_points
+
+        return PointMasses(dask_points(str(data))), Path(str(data)).name
+    if whole:
+        return PointMasses.from_file(str(data)), Path(str(data)).name
+    points, name = _points(data, limit, seed)
+    return PointMasses(points), name
+
+
+def _kept(file: str | None, about: dict[str, Any], resume: bool) -> Callable[[str, Callable[[], Any]], Any]:
+    """How parts of the work are done: from the file where they are there, and kept in it, if there is one."""
+    if file is None:
+        return lambda name, work: work()
+    from dfmath.journal import Journal
+
+    path = Path(file)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"keep must name a file in a folder that exists, got {file!r}")
+    return Journal(path, about, resume).part
+
+
+@contextmanager
+def _on(address: str | None) -> Iterator[None]:
+    """Compute on a Dask cluster; nothing happens without an address."""
+    if address is None:
+        yield
+        return
+    needs("--cluster", "dask", "dask", "distributed")
+    from distributed import Client
+
+    where = {} if address == "local" else {"address": address}
+    try:
+        client = Client(**where, timeout="10s", set_as_default=True)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(
+            f"cluster must be the address of a Dask scheduler, or 'local', got {address!r}: {error}"
+        ) from None
+    with client:
+        yield
 
 
 @app.command("ot-test")

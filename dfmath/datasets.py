@@ -57,6 +57,14 @@ def load_arrays(path: str | Path, required: tuple[str, ...], optional: Iterable[
         return {name: _read(loaded, name, path) for name in wanted}
 
 
+def holds_named_arrays(path: Any) -> bool:
+    """Whether this is a file of several arrays, an ``.npz``, by what it begins with."""
+    if not isinstance(path, str | os.PathLike) or not str(path) or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"PK"
+
+
 def _existing(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be the name of a .npy or .npz file, got {describe(path)}")

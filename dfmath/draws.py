@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dfmath.backends import Moments
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype, to_numpy
-from dfmath.backends.components import Components, Full
-from dfmath.backends.sampling import posterior_indices
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
+from dfmath.backends.components import Components
+from dfmath.backends.sampling import posterior_indices, prior_indices
 
 _CHUNK = 2**22  # elements gathered together
 
@@ -22,8 +22,7 @@ def draw_prior(components: Components, home: Array, n: int, rng: np.random.Gener
     """Draw x0 (n, d) from the mixture, in the namespace, device and accumulation dtype of `home`."""
     xp = array_namespace(home)
     dtype = accumulation_dtype(xp, home)
-    cumulative = np.cumsum(np.exp(to_numpy(components.log_weights)[0].astype(np.float64)))
-    index = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
+    index = prior_indices(components, rng.random(n))
     parts = []
     for piece in _pieces(components, n):
         chosen = components.pairs(from_numpy(index[piece], home, index_dtype(home)), dtype)
@@ -54,7 +53,7 @@ def draw_posterior(
 
 def _pieces(components: Components, n: int) -> Iterator[slice]:
     """Slices of 0..n whose components fit in a chunk."""
-    step = max(1, _CHUNK // components.dim ** (2 if isinstance(components, Full) else 1))
+    step = max(1, _CHUNK // components.dim ** (2 if components.form == "full" else 1))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from dfmath.backends import Want
 from dfmath.backends._compat import Array, array_namespace
-from dfmath.backends.components import Diagonal
 from dfmath.backends.moments import Moments, Second, Space, covariance_forms, fisher_forms
 from dfmath.low_rank import LowRank, low_rank
 from dfmath.operators import SymmetricOperator
@@ -31,8 +30,7 @@ class _PosteriorOperator(SymmetricOperator):
 
         Looked for where all components share one covariance c I, in 128 dimensions or more.
         """
-        components = self.marginal.components
-        if not isinstance(components, Diagonal) or tuple(components.variances.shape[1:]) != (1, 1):
+        if not self.marginal.components.common:
             return None
 
         def ask(want: tuple[Want, ...], probes: Array) -> Moments:

@@ -15,6 +15,7 @@ from dfmath import _checks
 from dfmath.backends import Moments, Want, memory_for, posterior_moments
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, from_numpy, index_dtype
 from dfmath.backends.array_api import component_tiles
+from dfmath.backends.components import Components
 from dfmath.backends.moments import fisher_forms
 from dfmath.marginal import left_out
 from dfmath.priors import Prior
@@ -127,7 +128,7 @@ def probability_flow(
     True
     """
     check_prior_and_schedule(prior, schedule)
-    _checks.batch("x", x, prior.dim, None, prior.components.centres[0, ...])
+    _checks.batch("x", x, prior.dim, None, prior.home)
     rtol, atol = check_tolerances(rtol, atol, x)
     if native and schedule is None:
         raise ValueError("native integration needs a schedule, got schedule=None")
@@ -324,9 +325,12 @@ def _solve(
 
 def _mean(prior: Prior) -> Array:
     """Mean of the prior, (d,) in the accumulation dtype, tile by tile."""
-    c = prior.components
-    xp, dtype = array_namespace(c.centres), accumulation_dtype(array_namespace(c.centres), c.centres)
-    tiles = (c.tile(start, stop, dtype) for start, stop in component_tiles(c, 1))
+    return sum(prior.components.each(_weighted_sum))
+
+
+def _weighted_sum(part: Components) -> Array:
+    xp, dtype = array_namespace(part.centres), accumulation_dtype(array_namespace(part.centres), part.centres)
+    tiles = (part.tile(start, stop, dtype) for start, stop in component_tiles(part, 1))
     return sum(xp.matmul(xp.exp(tile.log_weights[0, :]), tile.centres[0, ...]) for tile in tiles)
 
 
@@ -401,7 +405,7 @@ def _rho(name: str, value: Any, prior: Prior, schedule: Schedule | None) -> floa
     if schedule is not None:
         with _checks.on_behalf_of(name):
             rho, what = schedule.rho(rho), f"rho({name})"
-    return _checks.noise_number(what, rho, prior.components.centres)
+    return _checks.noise_number(what, rho, prior.home)
 
 
 def check_prior_and_schedule(prior: Any, schedule: Any) -> None:

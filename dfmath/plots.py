@@ -17,6 +17,7 @@ from dfmath.flow import probability_flow
 from dfmath.profile import QUANTILES, LevelProfile
 from dfmath.transport import OTReport
 
+MOST_STARS = 20_000
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -128,7 +129,7 @@ def trajectories(cases: list[tuple[str, Any, OTReport]], rho_max: float, rho_min
     largest = max(float(report.asymmetry.values[:shown].max()) for _, _, report in cases)
     for axis, (title, prior, report) in zip(axes, cases, strict=True):
         paths = _paths(prior, report.starts[:shown], rho_max, rho_min)
-        _draw_data(axis, to_numpy(prior.components.centres)[0])
+        _draw_data(axis, _centres(prior))
         lines = _draw_paths(axis, paths, report.asymmetry.values[:shown], max(largest, 1e-12))
         axis.plot(*paths[0].T, "o", color="0.3", markersize=3.5, zorder=3, label="starts")
         axis.set(title=textwrap.fill(title, 44), xlabel=_SCALED.format(1), ylabel=_SCALED.format(2))
@@ -139,6 +140,11 @@ def trajectories(cases: list[tuple[str, Any, OTReport]], rho_max: float, rho_min
 
 
 _SCALED = r"$z_{}/\sqrt{{1+\rho^2}}$"
+
+
+def _centres(prior: Any) -> Any:
+    """Centres of the components, (K, 2), of no more than can be told apart."""
+    return to_numpy(prior.components.tile(0, min(prior.count, MOST_STARS), prior.dtype).centres)[0]
 
 
 def _draw_data(axis: Any, points: Any) -> None:

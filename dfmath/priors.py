@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from dfmath import _checks
+from dfmath import _checks, scattered
 from dfmath.backends import cluster
-from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, is_torch_array, to_numpy
-from dfmath.backends.components import Components, Diagonal, Full, LowRankPlusDiagonal
+from dfmath.backends._compat import Array, array_namespace, is_dask_array
+from dfmath.backends.components import Components
 from dfmath.draws import draw_prior
 from dfmath.marginal import Marginal
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Covariances diag(diagonal_k) + factors_k factors_k^T, for `GaussianMixture`; no d x d matrix is ever formed.
-
-    Attributes
-    ----------
-    diagonal
-        (K, d) zero or positive.
-    factors
-        (K, d, r).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> covariances = LowRank(np.full((1, 3), 0.1), np.ones((1, 3, 1)))
-    >>> prior = GaussianMixture(np.zeros((1, 3)), covariances)
-    >>> prior.diffuse(1.0, 0.5).fisher(np.zeros((1, 3))).logdet().round(6)
-    array([0.890684])
-    """
-
-    diagonal: Array
-    factors: Array
+from dfmath.parameters import LowRank, mixture_components, normalised, point_components
+from dfmath.row_files import RowFile, open_rows
 
 
 class Prior:
@@ -65,6 +41,11 @@ class Prior:
     def dtype(self) -> Any:
         """Dtype of the data, and of samples."""
         return self._home.dtype
+
+    @property
+    def home(self) -> Array:
+        """An array of the namespace, the dtype and the device that queries are to have; empty for data in parts."""
+        return self._home
 
     @property
     def weights(self) -> Array:
@@ -176,28 +157,71 @@ class PointMasses(Prior):
     """
 
     def __init__(self, points: Array, weights: Array | None = None, log_weights: Array | None = None) -> None:
-        _checks.points("points", points)
-        logs = _normalised(points, weights, log_weights)
-        xp = array_namespace(points)
-        still = xp.zeros((1, 1, 1), dtype=logs.dtype, device=points.device)
-        super().__init__(Diagonal(points[None, ...], logs[None, :], still), points)
+        self._points = points
+        if is_dask_array(points) or isinstance(points, RowFile):
+            scatter = scattered.streamed_parts if isinstance(points, RowFile) else scattered.point_parts
+            parts = scatter(points, weights, log_weights)
+            super().__init__(parts, parts.outline.home)
+        else:
+            _checks.points("points", points)
+            super().__init__(point_components(points, normalised(points, weights, log_weights)), points)
 
     @property
     def points(self) -> Array:
-        """The data, (N, d)."""
-        return self._home
+        """The data, (N, d): as they were given, or where they are in a file, to be read by slices of rows."""
+        return self._points
 
     @classmethod
-    def from_file(cls, path: str | Path) -> PointMasses:
-        """Read points from a ``.npy`` file (N, d), or ``points`` and optionally ``weights`` from an ``.npz``.
+    def from_file(
+        cls,
+        path: str | Path,
+        column: str | None = None,
+        weights: Array | None = None,
+        log_weights: Array | None = None,
+        memory: int = 2**30,
+    ) -> PointMasses:
+        """Read points from a file, or where they are more than `memory` holds, read them anew at each evaluation.
 
-        A ``.npy`` file is memory-mapped. Pickled arrays are refused.
+        Results are the same up to rounding. Points that stay in their file are read by rows while the rows before them
+        are worked on, 64 MiB at a time; they are checked as they are read. Many queries in one call share one reading.
+
+        Parameters
+        ----------
+        path
+            A ``.npy`` file (N, d), an ``.npz`` with ``points`` and optionally ``weights``, which is always loaded,
+            a Zarr store (a folder) that holds one array, or a ``.parquet`` file with a column of lists.
+        column
+            Column of a Parquet file, where it has several.
+        weights, log_weights
+            (N,) NumPy arrays, as for `PointMasses`; not for an ``.npz``, which holds its own.
+        memory
+            Largest size in bytes of points that are loaded.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the file does not exist, is damaged, or holds pickled objects or other than float32 or float64 points.
+            Evaluations raise it where a row is not finite, naming it, or where the file has become shorter.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> path = tempfile.mkdtemp() + "/points.npy"
+        >>> np.save(path, np.eye(3))
+        >>> PointMasses.from_file(path, memory=0).diffuse(1.0, 0.5).score(np.zeros((1, 3))).round(3)
+        array([[1.333, 1.333, 1.333]])
         """
-        from dfmath.datasets import load_arrays
+        from dfmath.datasets import holds_named_arrays, load_arrays
 
-        arrays = load_arrays(path, required=("points",), optional=("weights", "log_weights"))
+        _checks.instance("memory", memory, int)
+        if holds_named_arrays(path):
+            arrays = load_arrays(path, required=("points",), optional=("weights", "log_weights"))
+            with _checks.on_behalf_of(f"file {str(path)!r}"):
+                return cls(**arrays)
+        rows = open_rows(path, column)
         with _checks.on_behalf_of(f"file {str(path)!r}"):
-            return cls(**arrays)
+            return cls(rows[:] if rows.nbytes <= memory else rows, weights, log_weights)
 
 
 class GaussianMixture(Prior):
@@ -235,14 +259,19 @@ class GaussianMixture(Prior):
         weights: Array | None = None,
         log_weights: Array | None = None,
     ) -> None:
-        _checks.points("means", means, "(K, d)")
-        logs = _normalised(means, weights, log_weights)
-        super().__init__(_components(means, logs, covariances), means)
+        self._means = means
+        if is_dask_array(means):
+            parts = scattered.mixture_parts(means, covariances, weights, log_weights)
+            super().__init__(parts, parts.outline.home)
+        else:
+            _checks.points("means", means, "(K, d)")
+            logs = normalised(means, weights, log_weights)
+            super().__init__(mixture_components(means, logs, covariances), means)
 
     @property
     def means(self) -> Array:
         """The components' means, (K, d)."""
-        return self._home
+        return self._means
 
     @classmethod
     def from_file(cls, path: str | Path) -> GaussianMixture:
@@ -252,121 +281,3 @@ class GaussianMixture(Prior):
         arrays = load_arrays(path, required=("means", "covariances"), optional=("weights", "log_weights"))
         with _checks.on_behalf_of(f"file {str(path)!r}"):
             return cls(**arrays)
-
-
-def _normalised(points: Array, weights: Array | None, log_weights: Array | None) -> Array:
-    """Return normalised log-weights (N,) in the accumulation dtype."""
-    xp = array_namespace(points)
-    dtype = accumulation_dtype(xp, points)
-    if weights is not None and log_weights is not None:
-        raise ValueError("weights and log_weights must not both be given, got both")
-    if weights is None and log_weights is None:
-        return xp.full((points.shape[0],), -math.log(points.shape[0]), dtype=dtype, device=points.device)
-    name, given = ("weights", weights) if weights is not None else ("log_weights", log_weights)
-    n = points.shape[0]
-    _checks.real_array(name, given, f"({n},)", 1)
-    _checks.same_home(points=points, **{name: given})
-    if given.shape[0] != n:  # type: ignore[union-attr]
-        raise ValueError(f"{name} must have shape ({n},), one for each point, got {_checks.describe(given)}")
-    logs = xp.astype(given, dtype)
-    if weights is not None:
-        _check_entries(name, logs, xp.isfinite(logs) & (logs >= 0), "non-negative and finite")
-        zero = logs == 0
-        logs = xp.where(zero, -xp.inf, xp.log(xp.where(zero, xp.ones_like(logs), logs)))
-    _check_entries(name, logs, ~xp.isnan(logs) & (logs < xp.inf), "finite or -inf")
-    top = xp.max(logs)
-    if bool(top == -math.inf):
-        raise ValueError(f"{name} must give some point positive weight, got zero for all {n}")
-    return logs - top - xp.log(xp.sum(xp.exp(logs - top)))
-
-
-def _check_entries(name: str, values: Array, good: Array, expected: str, unit: str = "row") -> None:
-    """Raise unless all entries are good; name the first row that is not, unless the unit is empty."""
-    flags = to_numpy(good)
-    if not flags.all():
-        row = int(flags.reshape(len(flags), -1).all(axis=1).argmin())
-        worst = to_numpy(values)[row]
-        shown = f"{worst:g}" if worst.ndim == 0 else f"{worst[~flags[row]].ravel()[0]:g}"
-        raise ValueError(f"{name} must be {expected}, got {shown}" + (f" in {unit} {row}" if unit else ""))
-
-
-def _components(means: Array, logs: Array, covariances: Any) -> Components:
-    """Choose the covariance form from the shape given."""
-    xp = array_namespace(means)
-    count, dim = means.shape
-    centres, logs = means[None, ...], logs[None, :]
-    if isinstance(covariances, LowRank):
-        return _low_rank(centres, logs, covariances)
-    if _checks.is_number(covariances):
-        number = _checks.real_number("covariances", covariances)
-        covariances = xp.asarray(number, dtype=logs.dtype, device=means.device)
-    shapes = f"a scalar, ({count},), ({count}, {dim}), ({count}, {dim}, {dim}) or LowRank"
-    _checks.namespace("covariances", covariances, f"{shapes}, as an array where not a scalar")
-    ndim = covariances.ndim
-    _checks.real_array("covariances", covariances, shapes, ndim)
-    _checks.same_home(means=means, covariances=covariances)
-    if tuple(covariances.shape) != (count, dim, dim)[:ndim]:
-        raise ValueError(f"covariances must be {shapes}, got {_checks.describe(covariances)}")
-    values = xp.astype(covariances, logs.dtype)
-    if ndim == 3:
-        return _full(centres, logs, values)
-    variances = xp.reshape(values, (1, 1, 1) if ndim == 0 else (1, count, 1) if ndim == 1 else (1, count, dim))
-    rows = xp.reshape(variances, (variances.shape[1], variances.shape[2]))
-    good, unit = xp.isfinite(rows) & (rows >= 0), "component" if ndim else ""
-    _check_entries("covariances", rows, good, "non-negative and finite", unit)
-    return Diagonal(centres, logs, variances)
-
-
-def _full(centres: Array, logs: Array, matrices: Array) -> Full:
-    xp = array_namespace(centres)
-    _checks.finite_rows("covariances", matrices, "component")
-    scale = xp.max(xp.abs(matrices), axis=(1, 2))
-    eps = xp.finfo(centres.dtype).eps
-    skew = xp.max(xp.abs(matrices - xp.matrix_transpose(matrices)), axis=(1, 2))
-    _check_components(skew <= 8 * eps * scale, "symmetric", skew)
-    matrices = _differentiable("covariances", matrices)
-    values, basis = xp.linalg.eigh((matrices + xp.matrix_transpose(matrices)) / 2)
-    rounding = centres.shape[2] * eps * scale
-    _check_components(values[:, 0] >= -rounding, "positive semidefinite", values[:, 0])
-    return Full(centres, logs, xp.where(values < 0, xp.zeros_like(values), values)[None, ...], basis[None, ...])
-
-
-def _differentiable(name: str, matrices: Array) -> Array:
-    """Torch tensors: the derivative of an eigen-decomposition is not defined where eigenvalues coincide."""
-    if not is_torch_array(matrices):
-        return matrices
-    from dfmath.backends.torch_device import refuse_nan_gradients
-
-    sentence = "must have distinct eigenvalues (singular values, for factors) to be differentiated, got equal ones"
-    return refuse_nan_gradients(matrices, f"{name} {sentence}; use diagonal covariances, or separate them")
-
-
-def _check_components(good: Array, expected: str, measured: Array) -> None:
-    flags = to_numpy(good)
-    if not flags.all():
-        k = int(flags.argmin())
-        what = "asymmetry" if expected == "symmetric" else "smallest eigenvalue"
-        raise ValueError(f"covariances must be {expected}, got {what} {to_numpy(measured)[k]:.3g} in component {k}")
-
-
-def _low_rank(centres: Array, logs: Array, given: LowRank) -> LowRankPlusDiagonal:
-    xp = array_namespace(centres)
-    _, count, dim = centres.shape
-    _checks.real_array("covariances.diagonal", given.diagonal, f"({count}, {dim})", 2)
-    _checks.real_array("covariances.factors", given.factors, f"({count}, {dim}, r)", 3)
-    parts = {"covariances.diagonal": given.diagonal, "covariances.factors": given.factors}
-    _checks.same_home(means=centres, **parts)
-    if tuple(given.diagonal.shape) != (count, dim):
-        raise ValueError(
-            f"covariances.diagonal must have shape ({count}, {dim}), got {_checks.describe(given.diagonal)}"
-        )
-    if tuple(given.factors.shape[:2]) != (count, dim) or given.factors.shape[2] < 1:
-        raise ValueError(
-            f"covariances.factors must have shape ({count}, {dim}, r), got {_checks.describe(given.factors)}"
-        )
-    diagonal, factors = xp.astype(given.diagonal, logs.dtype), xp.astype(given.factors, logs.dtype)
-    good = xp.isfinite(diagonal) & (diagonal >= 0)
-    _check_entries("covariances.diagonal", diagonal, good, "non-negative and finite", "component")
-    _checks.finite_rows("covariances.factors", factors, "component")
-    factors = _differentiable("covariances.factors", factors)
-    return LowRankPlusDiagonal(centres, logs, diagonal[None, ...], factors[None, ...])

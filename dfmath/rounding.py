@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfmath.backends._compat import Array, array_namespace, to_numpy
-from dfmath.backends.components import LOG_2PI, Components, Diagonal, Full
+import numpy as np
+
+from dfmath.backends._compat import Array, array_namespace, from_numpy, to_numpy
+from dfmath.backends.components import LOG_2PI, Components
 from dfmath.backends.moments import Moments, Space
 from dfmath.backends.precision import limit, plain_logit_error
 from dfmath.bounds import dropped_components, weight_factor
@@ -34,25 +37,37 @@ class Extent:
 
 def extent(components: Components) -> Extent:
     """Measure the components: two passes over the centres."""
-    xp = array_namespace(components.centres)
-    dtype = components.log_weights.dtype
-    step = max(1, 2**22 // components.dim)
-    tiles = [(i, min(i + step, components.count)) for i in range(0, components.count, step)]
-    centres = (components.tile(a, b, dtype).centres[0, ...] for a, b in tiles)
-    middle = sum(xp.sum(c, axis=0) for c in centres) / components.count
-    squares = (xp.sum((components.tile(a, b, dtype).centres[0, ...] - middle) ** 2, axis=1) for a, b in tiles)
-    radius = math.sqrt(max(float(to_numpy(xp.max(s))) for s in squares))
+    middle: Any = sum(components.each(_sum_of_centres)) / components.count
+    radius, log_weight = (max(values) for values in zip(*components.each(_farthest, middle), strict=True))
     low, high = components.variance_range()
     return Extent(
         radius=radius,
-        offset=math.sqrt(float(to_numpy(xp.sum(middle**2)))),
-        log_weight=float(to_numpy(xp.max(components.log_weights))),
+        offset=float(np.linalg.norm(middle)),
+        log_weight=log_weight,
         low=low,
         high=high,
-        spherical=isinstance(components, Diagonal),
-        common=isinstance(components, Diagonal) and tuple(components.variances.shape[1:]) == (1, 1),
-        turned=4 * components.dim * float(xp.finfo(dtype).eps) * high if isinstance(components, Full) else 0.0,
+        spherical=components.form == "diagonal",
+        common=components.common,
+        turned=4 * components.dim * float(np.finfo(middle.dtype).eps) * high if components.form == "full" else 0.0,
     )
+
+
+def _centre_tiles(part: Components) -> Iterator[Array]:
+    dtype, step = part.log_weights.dtype, max(1, 2**22 // part.dim)
+    for start in range(0, part.count, step):
+        yield part.tile(start, min(start + step, part.count), dtype).centres[0, ...]
+
+
+def _sum_of_centres(part: Components) -> Any:
+    """Sum of the centres, (d,), on the host."""
+    return sum(to_numpy(array_namespace(c).sum(c, axis=0)) for c in _centre_tiles(part))
+
+
+def _farthest(part: Components, middle: Any) -> tuple[float, float]:
+    """Largest distance of a centre from the middle, and largest log-weight."""
+    squares = (array_namespace(c).sum((c - from_numpy(middle, c)) ** 2, axis=1) for c in _centre_tiles(part))
+    radius = math.sqrt(max(float(to_numpy(array_namespace(s).max(s))) for s in squares))
+    return radius, float(to_numpy(array_namespace(part.log_weights).max(part.log_weights)))
 
 
 def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space, dtype: Any) -> Array:

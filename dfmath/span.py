@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from dfmath import _checks
 from dfmath.backends._compat import Array, array_namespace, index_dtype
 from dfmath.backends.array_api import component_tiles, local
-from dfmath.backends.components import Diagonal
 from dfmath.backends.moments import Space
 from dfmath.backends.sampling import posterior_weights
 
@@ -83,12 +82,12 @@ def span(fisher: DiffusionFisher, form: str, tolerance: float) -> OuterProductSp
 
 
 def _common_variance(fisher: DiffusionFisher) -> Array:
-    """Return the variance c that all components share, (1, 1, 1), or say that there is none."""
+    """Return the variance c that all components share, 0-d, or say that there is none."""
     c = fisher.marginal.components
-    if not isinstance(c, Diagonal) or tuple(c.variances.shape[1:]) != (1, 1):
+    if not c.common:
         needs = "needs point masses or one scalar covariance for all components, got other covariances"
         raise ValueError(f"form 'centred' {needs}; use 'orthonormal'")
-    return c.variances
+    return c.tile(0, 1, fisher.x.dtype).variances[0, 0, 0]  # type: ignore[attr-defined]
 
 
 def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, Array]:
@@ -109,7 +108,7 @@ def _weights_and_vectors(fisher: DiffusionFisher, space: Space) -> tuple[Array, 
 def _data(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = I/sigma^2 - (alpha^2/sigma^4) [sum w_i y_i y_i^T - m m^T] [MATH 1.3]."""
     q, xp = fisher.marginal, array_namespace(fisher.x)
-    if not isinstance(q.components, Diagonal) or bool(xp.any(q.components.variances != 0.0)):
+    if q.components.variance_range()[1] > 0.0:
         raise ValueError("form 'data' needs point masses, got a mixture of Gaussians; use 'orthonormal'")
     weights, points = _weights_and_vectors(fisher, "posterior")
     mean = q.moments(fisher.x, ("mean",)).mean
@@ -121,7 +120,7 @@ def _data(fisher: DiffusionFisher) -> OuterProductSpan:
 def _centred(fisher: DiffusionFisher) -> OuterProductSpan:
     """F = L I - sum w_k (s_k - s)(s_k - s)^T, L = 1/(alpha^2 c + sigma^2); for point masses u_i = y_i - m."""
     q = fisher.marginal
-    variance = _common_variance(fisher)[0, 0, 0]
+    variance = _common_variance(fisher)
     precision = 1.0 / (q.alpha**2 * variance + q.sigma**2)
     weights, centres = _weights_and_vectors(fisher, "posterior")
     centred = centres - q.moments(fisher.x, ("mean",)).mean[:, None, :]

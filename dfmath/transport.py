@@ -121,7 +121,7 @@ def ot_check(
     True
     """
     check_prior_and_schedule(prior, schedule)
-    home = prior.components.centres
+    home = prior.home
     rho_max, rho_min = (_checks.noise_number(*end, home) for end in (("rho_max", rho_max), ("rho_min", rho_min)))
     if not rho_min < rho_max:
         raise ValueError(f"rho_min and rho_max must satisfy rho_min < rho_max, got {rho_min:g} and {rho_max:g}")
@@ -204,7 +204,7 @@ def _draw_starts(prior: Prior, rho_max: float, n: int, seed: int, start: str) ->
     if start == "marginal":
         return prior.diffuse(1.0, rho_max).sample(n, seed)
     rng = np.random.default_rng(_checks.random_seed(seed))
-    return from_numpy(rho_max * rng.standard_normal((n, prior.dim)), prior.components.centres)
+    return from_numpy(rho_max * rng.standard_normal((n, prior.dim)), prior.home)
 
 
 def _flow(prior: Prior, z: Array, rho_max: float, rho_min: float, schedule: Schedule | None, rtol: float) -> FlowResult:

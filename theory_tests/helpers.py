@@ -40,6 +40,7 @@ class Kind:
     make: Callable[[Any, str], Any]  # (NumPy values, dtype) -> array
     dtypes: tuple[str, ...] = ("float64", "float32")
     jax_64_bit: bool | None = None
+    hold: Callable[[Any], Any] = lambda array: array  # how a prior's own arrays are held
 
     def put(self, values: Any, dtype: str = "float64") -> Any:
         """Return values in this kind of array."""
@@ -72,10 +73,21 @@ def _torch_on(place: str) -> Callable[[Any, str], Any]:
     return lambda values, dtype: torch.tensor(values, dtype=getattr(torch, dtype), device=place)
 
 
+def _in_chunks(values: Any) -> Any:
+    """A Dask array of a few uneven chunks, the last of one row."""
+    import dask.array
+
+    count, size = len(values), max(1, len(values) // 3)
+    rows = [size] * ((count - 1) // size)
+    return dask.array.from_array(values, chunks=((*rows, count - sum(rows)), values.shape[1]))
+
+
 NUMBA = Kind("numpy-numba", "numba", lambda values, dtype: values)
 STRICT = Kind("array-api-strict", "array-api", lambda values, dtype: array_api_strict.asarray(values))
 TORCH = Kind("torch", "array-api", _torch_on("cpu"))
 KINDS = [NUMBA, Kind("numpy-array-api", "array-api", lambda values, dtype: values), STRICT, TORCH]
+if importlib.util.find_spec("dask"):
+    KINDS.append(Kind("dask", "numba", lambda values, dtype: values, hold=_in_chunks))
 if torch.cuda.is_available():
     KINDS.append(Kind("torch-cuda", "array-api", _torch_on("cuda")))
 if importlib.util.find_spec("jax"):
@@ -162,11 +174,12 @@ class Problem:
         def put(value: Any) -> Any:
             return kind.put(value, dtype) if isinstance(value, np.ndarray) else value
 
+        centres = kind.hold(put(self.centres))
         if self.covariances is None:
-            return PointMasses(put(self.centres), log_weights=put(self.log_weights))
+            return PointMasses(centres, log_weights=put(self.log_weights))
         c = self.covariances
         form = LowRank(put(c[0]), put(c[1])) if isinstance(c, tuple) else put(c)
-        return GaussianMixture(put(self.centres), form, log_weights=put(self.log_weights))
+        return GaussianMixture(centres, form, log_weights=put(self.log_weights))
 
     def marginal(self, kind: Kind = NUMBA, dtype: str = "float64", tolerance: float | None = None) -> Any:
         """Make the noised density that is under test."""

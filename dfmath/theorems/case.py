@@ -79,18 +79,27 @@ class Model:
         return GaussianMixture(self.build(self.mean[None, :]), self.build(self.covariance[None, :, :]))
 
 
-def point_model(points: Any, build: Callable[[Any], Array], dtype: str) -> Model:
-    """Return the empirical prior of data points (N, d)."""
+def point_model(
+    points: Any, build: Callable[[Any], Array], dtype: str, hold: Callable[[Array], Any] = lambda array: array
+) -> Model:
+    """Return the empirical prior of data points (N, d); `hold` puts them where the prior is to find them."""
     given = build(points)
     exact = to_numpy(given).astype(np.float64)
-    return Model(PointMasses(given), exact, None, np.ones(len(exact)), build, dtype)
+    return Model(PointMasses(hold(given)), exact, None, np.ones(len(exact)), build, dtype)
 
 
-def mixture_model(means: Any, covariances: Any, weights: Any, build: Callable[[Any], Array], dtype: str) -> Model:
-    """Return a Gaussian mixture with full covariances (K, d, d)."""
+def mixture_model(
+    means: Any,
+    covariances: Any,
+    weights: Any,
+    build: Callable[[Any], Array],
+    dtype: str,
+    hold: Callable[[Array], Any] = lambda array: array,
+) -> Model:
+    """Return a Gaussian mixture with full covariances (K, d, d); `hold` is as of `point_model`."""
     given = [build(values) for values in (means, covariances, weights)]
     exact = [to_numpy(values).astype(np.float64) for values in given]
-    prior = GaussianMixture(given[0], given[1], weights=given[2])
+    prior = GaussianMixture(hold(given[0]), given[1], weights=given[2])
     return Model(prior, exact[0], (exact[1] + exact[1].swapaxes(1, 2)) / 2, exact[2], build, dtype)
 
 

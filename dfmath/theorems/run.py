@@ -18,7 +18,8 @@ from dfmath.theorems.registry import NotApplicable, Outcome, Theorem, registered
 Verdict = Literal["pass", "fail", "not applicable"]
 
 LEVELS = 8
-BACKENDS = ("numba", "array-api", "array-api-strict", "torch", "jax", "cupy")
+BACKENDS = ("numba", "array-api", "array-api-strict", "torch", "jax", "cupy", "dask")
+CHUNKS = 8  # that Dask holds the data in
 DTYPES = ("float64", "float32")
 
 
@@ -100,7 +101,7 @@ def builder(backend: str = "numba", dtype: str = "float64") -> Callable[[Any], A
     """Return a function that puts NumPy values into the array library and dtype to be verified."""
     _checks.one_of("backend", backend, BACKENDS)
     _checks.one_of("dtype", dtype, DTYPES)
-    if backend in ("numba", "array-api"):
+    if backend in ("numba", "array-api", "dask"):
         return lambda values: np.ascontiguousarray(values, dtype=dtype)
     try:
         return _import_builder(backend, dtype)
@@ -127,6 +128,15 @@ def _import_builder(backend: str, dtype: str) -> Callable[[Any], Array]:
     return lambda values: cupy.asarray(np.array(values, dtype=dtype))
 
 
+def _in_chunks(array: Array) -> Any:
+    """A Dask array, in chunks of rows."""
+    try:
+        import dask.array
+    except ImportError:
+        raise ValueError("backend 'dask' needs a library that is not installed; pip install dask first") from None
+    return dask.array.from_array(array, chunks=(-(-len(array) // CHUNKS), *array.shape[1:]))
+
+
 def model(
     points: Any, mixture: int | None = None, backend: str = "numba", dtype: str = "float64", seed: int = 0
 ) -> Model:
@@ -140,16 +150,16 @@ def model(
         Number of components with full covariances to fit by scikit-learn; None for point masses.
     """
     _checks.real_array("points", points, "(N, d)", 2)
-    build = builder(backend, dtype)
+    build, hold = builder(backend, dtype), _in_chunks if backend == "dask" else lambda array: array
     if mixture is None:
-        return point_model(points, build, dtype)
+        return point_model(points, build, dtype, hold)
     from sklearn.mixture import GaussianMixture
 
     if not 1 <= mixture <= len(points):
         raise ValueError(f"mixture must be between 1 and the number of points, {len(points)}, got {mixture}")
     scale = float(np.var(points, axis=0).mean())
     fitted = GaussianMixture(mixture, reg_covar=1e-3 * scale or 1e-3, random_state=seed).fit(points)
-    return mixture_model(fitted.means_, fitted.covariances_, fitted.weights_, build, dtype)
+    return mixture_model(fitted.means_, fitted.covariances_, fitted.weights_, build, dtype, hold)
 
 
 def verify(
@@ -170,7 +180,8 @@ def verify(
     rhos
         Noise-to-signal ratios from high to low; `noise_levels()` by default.
     backend
-        Backend to compute on; libraries other than NumPy run on the array-API reference.
+        Backend to compute on; libraries other than NumPy and Dask run on the array-API reference. Dask computes on the
+        client's cluster if there is one, else in threads.
     only
         Numbers of the theorems to check.
     progress
@@ -184,7 +195,7 @@ def verify(
     levels, seed = noise_levels() if rhos is None else rhos, _checks.random_seed(seed)
     cases = [Case(subject, rho, levels, seed) for rho in levels]
     results = []
-    with backends.use("numba" if backend == "numba" else "array-api"):
+    with backends.use("numba" if backend in ("numba", "dask") else "array-api"):
         for theorem in select(only):
             results.append(_check(theorem, cases if theorem.scope == "level" else cases[:1]))
             progress(theorem)
