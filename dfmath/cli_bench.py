@@ -132,15 +132,51 @@ def sampling(
     return _on_a_unet(run, 2, batch, rounds, output, json)
 
 
-def _on_a_unet(run: Any, parts: int, batch: int, rounds: int, output: str, json: bool) -> int:
-    """Measure with one progress step for each part, write the table, and print it."""
+@bench.command()
+def streaming(
+    points: Annotated[int, typer.Option(help="Points in the file, which is made if it is not there.")] = 20_000_000,
+    dim: Annotated[int, typer.Option(help="Dimensions.")] = 64,
+    folder: Annotated[str, typer.Option(metavar="FOLDER", help="Where the file is, 8 bytes a number.")] = ".",
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Mean and tr F of points in a file that is larger than memory, beside the disk's own rate."""
+    from dfmath.benchmarks import streaming as run
+    from dfmath.benchmarks import timing
+
+    points, dim = _checks.positive_integer("points", points), _checks.positive_integer("dim", dim)
+    place = timing.folder(folder)
+    return _written(run, output, json, 1 + len(run.LEVELS) * len(run.QUERIES), place, points, dim)
+
+
+@bench.command()
+def cluster(
+    rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 5,
+    output: Output = "bench",
+    json: Json = False,
+) -> int:
+    """Score and tr F on 1, 2 and 4 Dask workers of this machine, and a model of the cost elsewhere; needs Dask."""
+    needs("bench cluster", "dask", "dask", "distributed")
+    from dfmath.benchmarks import cluster as run
+
+    rounds = _checks.positive_integer("rounds", rounds)
+    return _written(run, output, json, len(run.WORKERS) * len(run.COUNTS), rounds)
+
+
+def _written(run: Any, output: str, json: bool, parts: int, *arguments: Any) -> int:
+    """Measure with a progress bar, write the table, and print it."""
     from dfmath import report
     from dfmath.benchmarks import timing
 
-    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
     folder = timing.folder(output)
     with progress("benchmark", parts) as advance:
-        result = run.measure(batch, rounds, advance)
+        result = run.measure(*arguments, advance)
     run.save(result, folder)
     report.print_json(result) if json else print(run.markdown(result))
     return 0
+
+
+def _on_a_unet(run: Any, parts: int, batch: int, rounds: int, output: str, json: bool) -> int:
+    """Measure on images in a batch."""
+    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
+    return _written(run, output, json, parts, batch, rounds)
