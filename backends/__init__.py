@@ -7,6 +7,7 @@ The ground floor of the house: nothing here knows a prior, a Fisher or a schedul
 name            arrays                                   covariance forms
 ==============  =======================================  =====================================================
 ``array-api``   any array-API namespace                  all
+``device``      CuPy and torch (the default there)       one variance for all; the others through ``array-api``
 ``numba``       NumPy (the default there)                spherical; the others through ``array-api``
 ==============  =======================================  =====================================================
 """
@@ -21,14 +22,14 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
-from dfmath.backends._compat import Array, is_numpy_array
+from dfmath.backends._compat import Array, is_cupy_array, is_numpy_array, is_torch_array
 from dfmath.backends.components import Components
 from dfmath.backends.moments import Moments, Space, Want, merge
 from dfmath.backends.parts import Parts
 
 __all__ = ["Moments", "Space", "Want", "available", "chosen", "cluster", "merge", "posterior_moments", "use"]
 
-_MODULES = {"array-api": "array_api", "numba": "numba_cpu"}
+_MODULES = {"array-api": "array_api", "device": "device", "numba": "numba_cpu"}
 _chosen: ContextVar[str | None] = ContextVar("dfmath_backend", default=None)
 
 
@@ -80,11 +81,17 @@ def backend_for(array: Array, components: Components | None = None) -> ModuleTyp
     """
     if isinstance(components, Parts):
         return importlib.import_module("dfmath.backends.in_parts")
-    name = _chosen.get() or ("numba" if is_numpy_array(array) else "array-api")
+    name = _chosen.get() or _made_for(array)
     if name == "numba" and not is_numpy_array(array):
         kind = f"{type(array).__module__}.{type(array).__name__}"
         raise TypeError(f"backend 'numba' computes on NumPy arrays, got {kind}; use 'array-api' there")
     return importlib.import_module(f"dfmath.backends.{_MODULES[name]}")
+
+
+def _made_for(array: Array) -> str:
+    if is_numpy_array(array):
+        return "numba"
+    return "device" if is_cupy_array(array) or is_torch_array(array) else "array-api"
 
 
 def posterior_moments(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat
-from array_api_compat import device, is_dask_array, is_jax_array, is_numpy_array, is_torch_array, size, to_device
+from array_api_compat import (
+    device,
+    is_cupy_array,
+    is_dask_array,
+    is_jax_array,
+    is_numpy_array,
+    is_torch_array,
+    size,
+    to_device,
+)
 
 Array = Any
 Namespace = Any
@@ -15,11 +24,13 @@ __all__ = [
     "Namespace",
     "accumulation_dtype",
     "array_namespace",
+    "beside",
     "device",
     "from_numpy",
     "gather_rows",
     "has_no_values",
     "index_dtype",
+    "is_cupy_array",
     "is_dask_array",
     "is_jax_array",
     "is_numpy_array",
@@ -107,6 +118,11 @@ def from_numpy(values: Any, like: Array, dtype: Any = None) -> Array:
     """Return NumPy values as an array in the namespace, on the device and (unless given) in the dtype of `like`."""
     xp = array_namespace(like)
     return xp.asarray(values, dtype=like.dtype if dtype is None else dtype, device=device(like))
+
+
+def beside(values: Any, like: Array) -> Array:
+    """Return NumPy values in their own dtype, in the namespace and on the device of `like`."""
+    return from_numpy(values, like, getattr(array_namespace(like), str(values.dtype)))
 
 
 def gather_rows(array: Array, rows: Array) -> Array:

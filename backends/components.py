@@ -209,7 +209,7 @@ class LocalDiagonal(_Departing):
 
     def __init__(self, components: Diagonal, x: Array, alpha: Array, sigma: Array) -> None:
         xp = array_namespace(x)
-        self.c, self.alpha, self.sigma = components, alpha, sigma
+        self.c, self.x, self.alpha, self.sigma = components, x, alpha, sigma
         self.spread = alpha**2 * components.variances + sigma**2  # S
         self.residual = _residual(x, alpha, components.centres)
         copies = components.dim // self.spread.shape[2]
@@ -254,8 +254,10 @@ class LocalDiagonal(_Departing):
         if wide:
             turn = lever * (self.c.variances - variance) / (self.spread * spread)
             offsets = offsets + turn * xp.where(self.spread < spread, self.residual, xp.broadcast_to(residual, shape))
-        high, low = (anchor, xp.zeros_like(anchor)) if space == "score" else double.two_sum(centre, anchor)
-        return high, low, offsets
+        if space == "score":
+            return anchor, xp.zeros_like(anchor), offsets
+        mean = double.posterior_mean(self.x, self.alpha, self.sigma, variance, centre, residual)
+        return *mean, offsets
 
     def _chosen(self, index: Array) -> list[Array]:
         """Residual, centre, C and S of one component for each query, (b, 1, d); what is shared stays as it is."""

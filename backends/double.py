@@ -40,6 +40,29 @@ def residual(x: Array, alpha: Array, y: Array) -> tuple[Array, Array]:
     return two_sum(r, r_low - product_low)
 
 
+def quotient(x: Array, alpha: Array) -> tuple[Array, Array]:
+    """Return x / alpha as a two-term number."""
+    q = x / alpha
+    return q, residual(x, alpha, q)[0] / alpha
+
+
+def posterior_mean(
+    x: Array, alpha: Array, sigma: Array, variance: Array, centre: Array, r: Array
+) -> tuple[Array, Array]:
+    """Return mu + (alpha c/S) r in two terms, with r = x - alpha mu; all broadcast.
+
+    It is x/alpha - (sigma^2/(alpha S)) r, too. What is added to the first term is rounded, so the one with less to add
+    is taken: of a wide component at low noise the mean is all but x/alpha, of a narrow one it is all but mu.
+    """
+    xp, spread = array_namespace(r), alpha**2 * variance + sigma**2
+    near_query = xp.broadcast_to(sigma**2 < alpha**2 * variance, r.shape)
+    q, q_low = quotient(x, alpha)
+    origin = xp.where(near_query, xp.broadcast_to(q, r.shape), xp.broadcast_to(centre, r.shape))
+    slope = xp.where(near_query, -(sigma**2) / (alpha * spread), alpha * variance / spread)
+    high, low = two_sum(origin, slope * r)
+    return high, low + xp.where(near_query, xp.broadcast_to(q_low, r.shape), xp.zeros_like(r))
+
+
 def squared_norm(r: Array, r_low: Array) -> tuple[Array, Array]:
     """Return |r + r_low|^2 over the last axis as a two-term number."""
     square, square_low = two_product(r, r)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends import sampling
-from dfmath.backends._compat import Array, array_namespace, from_numpy, index_dtype, to_numpy
+from dfmath.backends._compat import Array, array_namespace, beside, from_numpy, index_dtype, to_numpy
 from dfmath.backends.components import Whole
 from dfmath.backends.moments import Moments, Space, Want, field_by_field, merge
 from dfmath.backends.parts import Parts
@@ -39,7 +39,7 @@ class Question:
     def arrays(self, like: Array) -> list[Array | None]:
         """Queries, noise levels and probes beside a part's arrays."""
         values = (self.queries, self.alpha, self.sigma, self.probes)
-        return [None if value is None else from_numpy(value, like, value.dtype) for value in values]
+        return [None if value is None else beside(value, like) for value in values]
 
 
 def posterior_moments(
@@ -118,7 +118,7 @@ def _divided(shares: Any, uniforms: Any) -> tuple[Any, Any]:
 
 def _indices(part: Whole, ask: Question, mass: Moments, uniforms: Any) -> Any:
     x, alpha, sigma, _ = ask.arrays(part.centres)
-    mass = field_by_field([mass], lambda values: from_numpy(values[0], part.centres, values[0].dtype))
+    mass = field_by_field([mass], lambda values: beside(values[0], part.centres))
     u = from_numpy(uniforms, x)
     return to_numpy(sampling.posterior_indices(x, part, alpha, sigma, mass, u))
 

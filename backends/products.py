@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends.components import LOG_2PI
+from dfmath.backends.double import posterior_mean
 from dfmath.backends.index import COPIED
 from dfmath.backends.matrices import add_span, add_times, centred_products, triangle, unpacked
 from dfmath.backends.moments import Moments, Second, multiples_of_identity
@@ -197,7 +198,7 @@ class Products:
             log_mass,
             still,
             self._origin,
-            slope[:, None] * self.mean,
+            slope[:, None] * self.mean + self._origin_low,
             multiples_of_identity(within, self.p.shape[1], want, self.ask.probes),
             self._between(slope**2),
             self.omitted,
@@ -217,8 +218,17 @@ class Products:
     def _origin(self) -> Any:
         if self._score():
             return -self.p / self.spread[:, None]
-        variance = self.ask.components.variances[0, 0, 0]
-        return self.index.centre + (self.alpha * variance / self.spread)[:, None] * self.p
+        return self._origin_in_two_terms[0]
+
+    @cached_property
+    def _origin_low(self) -> Any:
+        """What rounding took from it: far from the origin, the means of two parts of the data differ by less."""
+        return 0.0 if self._score() else self._origin_in_two_terms[1]
+
+    @cached_property
+    def _origin_in_two_terms(self) -> tuple[Any, Any]:
+        variance, alpha, sigma = self.ask.components.variances[0, 0, 0], self.alpha[:, None], self.ask.sigma[:, None]
+        return posterior_mean(self.ask.queries, alpha, sigma, variance, self.index.centre, self.p)
 
     def _between(self, factor: Any) -> Second:
         sums, want, mean = self.sums, self.want, self.mean

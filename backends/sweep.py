@@ -353,12 +353,18 @@ def _merge_mean(problem, tile, state, b, a, share, rest, mean):  # type: ignore[
     """
     x, alpha, centre = problem.queries[b], problem.alpha[b], tile.points[a]
     variance = tile.variances[a if tile.variances.shape[0] > 1 else 0]
-    _, _, q, _ = _coefficients(variance, alpha, problem.sigma[b], problem.score)
+    spread, _, q, _ = _coefficients(variance, alpha, problem.sigma[b], problem.score)
     anchor, shift = state.anchor[b], state.shift[b]
+    square = problem.sigma[b] * problem.sigma[b]
+    from_query = not problem.score and square < alpha * alpha * variance  # see `double.posterior_mean`
     for j in range(x.shape[0]):
         # In two terms: the mean of components far from the origin is known no better than eps, its changes are.
-        origin = 0.0 if problem.score else np.float64(centre[j])
-        u, low = two_sum(origin, q * residual(x[j], alpha, np.float64(centre[j]))[0])
+        r, y = residual(x[j], alpha, np.float64(centre[j]))[0], x[j] / alpha
+        if from_query:
+            u, low = two_sum(y, -square / (alpha * spread) * r)
+            low += residual(x[j], alpha, y)[0] / alpha
+        else:
+            u, low = two_sum(0.0 if problem.score else np.float64(centre[j]), q * r)
         delta = (u - anchor[j]) + (low + mean[j] - shift[j])
         if share > 0.5:
             shift[j] = low + mean[j] - rest * delta

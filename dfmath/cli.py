@@ -400,7 +400,11 @@ def info(json: Json = False) -> int:
         kinds = {"backends": backends.available(), "array libraries": arrays}
         report.print_json({"versions": found, "not installed": missing, **kinds, **machine})
         return 0
-    purposes = {"array-api": "array-api (any array library)", "numba": "numba (compiled, for NumPy arrays)"}
+    purposes = {
+        "array-api": "array-api (any array library)",
+        "device": "device (CuPy and torch)",
+        "numba": "numba (compiled, for NumPy arrays)",
+    }
     rows = found | {
         "not installed": ", ".join(missing) or "nothing is missing",
         "array libraries": ", ".join(arrays),

@@ -9,7 +9,7 @@ import numpy as np
 
 from dfmath import _checks, scattered
 from dfmath.backends import cluster
-from dfmath.backends._compat import Array, array_namespace, is_dask_array
+from dfmath.backends._compat import Array, array_namespace, beside, is_dask_array
 from dfmath.backends.components import Components
 from dfmath.draws import draw_prior
 from dfmath.marginal import Marginal
@@ -158,13 +158,20 @@ class PointMasses(Prior):
 
     def __init__(self, points: Array, weights: Array | None = None, log_weights: Array | None = None) -> None:
         self._points = points
-        if is_dask_array(points) or isinstance(points, RowFile):
-            scatter = scattered.streamed_parts if isinstance(points, RowFile) else scattered.point_parts
-            parts = scatter(points, weights, log_weights)
+        if is_dask_array(points):
+            parts = scattered.point_parts(points, weights, log_weights)
             super().__init__(parts, parts.outline.home)
         else:
             _checks.points("points", points)
             super().__init__(point_components(points, normalised(points, weights, log_weights)), points)
+
+    @classmethod
+    def _streamed(cls, rows: RowFile, weights: Any, log_weights: Any, like: Array | None) -> Self:
+        """A prior whose points stay in their file."""
+        prior, parts = cls.__new__(cls), scattered.streamed_parts(rows, weights, log_weights, like)
+        Prior.__init__(prior, parts, parts.outline.home)
+        prior._points = rows
+        return prior
 
     @property
     def points(self) -> Array:
@@ -179,6 +186,7 @@ class PointMasses(Prior):
         weights: Array | None = None,
         log_weights: Array | None = None,
         memory: int = 2**30,
+        like: Array | None = None,
     ) -> PointMasses:
         """Read points from a file, or where they are more than `memory` holds, read them anew at each evaluation.
 
@@ -196,6 +204,9 @@ class PointMasses(Prior):
             (N,) NumPy arrays, as for `PointMasses`; not for an ``.npz``, which holds its own.
         memory
             Largest size in bytes of points that are loaded.
+        like
+            An array of the library and on the device to compute with, such as ``torch.empty(0, device="cuda")``; points
+            go there as they are read. NumPy if not given. Not for an ``.npz``.
 
         Raises
         ------
@@ -221,7 +232,10 @@ class PointMasses(Prior):
                 return cls(**arrays)
         rows = open_rows(path, column)
         with _checks.on_behalf_of(f"file {str(path)!r}"):
-            return cls(rows[:] if rows.nbytes <= memory else rows, weights, log_weights)
+            if rows.nbytes <= memory:
+                given = (rows[:], weights, log_weights)
+                return cls(*given) if like is None else cls(*(None if a is None else beside(a, like) for a in given))
+            return cls._streamed(rows, weights, log_weights, like)
 
 
 class GaussianMixture(Prior):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dfmath import _checks
-from dfmath.backends._compat import Array, array_namespace, to_numpy
+from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, beside, from_numpy, to_numpy
 from dfmath.backends.components import Components, Diagonal
 from dfmath.backends.out_of_core import StreamedParts
 from dfmath.backends.parts import Outline, Parts
@@ -32,8 +32,16 @@ from dfmath.row_files import RowFile
 PART_BYTES = 2**26  # of a file that are read at a time: long enough to be read at the disk's rate
 
 
-def streamed_parts(rows: RowFile, weights: Any | None, log_weights: Any | None) -> StreamedParts:
-    """Points in a file as components that are read when they are needed; weights are here as a whole."""
+def streamed_parts(
+    rows: RowFile, weights: Any | None, log_weights: Any | None, like: Array | None = None
+) -> StreamedParts:
+    """Points in a file as components that are read when they are needed; weights are here as a whole.
+
+    Parts are in the namespace and on the device of `like`, NumPy's if not given.
+    """
+    home = np.empty((0, rows.shape[1]), rows.dtype)
+    home = home if like is None else beside(home, like)
+    sums = accumulation_dtype(array_namespace(home), home)
     stand_in = np.broadcast_to(np.zeros((), rows.dtype), (len(rows), 1))
     logs = None if weights is None and log_weights is None else normalised(stand_in, weights, log_weights)
     step = max(1, PART_BYTES // (rows.shape[1] * rows.dtype.itemsize))
@@ -45,9 +53,12 @@ def streamed_parts(rows: RowFile, weights: Any | None, log_weights: Any | None) 
         points = rows[here]
         with _checks.on_behalf_of(f"file {str(rows.path)!r}"), _checks.rows_from(here.start):
             _checks.points("points", points)
-        return point_components(points, uniform(points, len(rows)) if logs is None else logs[here])
+        points = from_numpy(points, home)
+        return point_components(
+            points, uniform(points, len(rows)) if logs is None else from_numpy(logs[here], home, sums)
+        )
 
-    return StreamedParts(Outline(counts, np.empty((0, rows.shape[1]), rows.dtype)), load)
+    return StreamedParts(Outline(counts, home), load)
 
 
 def point_parts(points: Any, weights: Any | None, log_weights: Any | None) -> Parts:

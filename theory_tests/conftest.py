@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import KINDS  # noqa: E402
+from helpers import CUPY, KINDS, lack_of_cupy  # noqa: E402
 
 settings.register_profile(
     "dfmath",
@@ -44,7 +44,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+_LACK = lack_of_cupy()
+_EVERY = [*KINDS, pytest.param(CUPY, marks=pytest.mark.skip(reason=_LACK))] if _LACK else KINDS
+
+
+@pytest.fixture(params=_EVERY, ids=lambda kind: kind.name)
 def xp_kind(request):
     """One way to hold arrays and the backend that serves them, in force during the test."""
     with request.param.context():

@@ -69,6 +69,25 @@ def _jax(values: Any, dtype: str) -> Any:
     return jax.numpy.asarray(values, dtype=dtype)
 
 
+def _cupy(values: Any, dtype: str) -> Any:
+    import cupy
+
+    return cupy.asarray(values, dtype=dtype)
+
+
+def lack_of_cupy() -> str:
+    """Say why there are no CuPy arrays here; empty if there are."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    import cupy
+
+    try:
+        cupy.zeros(1)
+    except Exception as error:  # of the driver, of the runtime, of a compiler: there are many
+        return f"CuPy finds no CUDA device: {error}"
+    return ""
+
+
 def _torch_on(place: str) -> Callable[[Any, str], Any]:
     return lambda values, dtype: torch.tensor(values, dtype=getattr(torch, dtype), device=place)
 
@@ -85,11 +104,15 @@ def _in_chunks(values: Any) -> Any:
 NUMBA = Kind("numpy-numba", "numba", lambda values, dtype: values)
 STRICT = Kind("array-api-strict", "array-api", lambda values, dtype: array_api_strict.asarray(values))
 TORCH = Kind("torch", "array-api", _torch_on("cpu"))
-KINDS = [NUMBA, Kind("numpy-array-api", "array-api", lambda values, dtype: values), STRICT, TORCH]
+TORCH_DEVICE = Kind("torch-device", "device", _torch_on("cpu"))
+KINDS = [NUMBA, Kind("numpy-array-api", "array-api", lambda values, dtype: values), STRICT, TORCH, TORCH_DEVICE]
+CUPY = Kind("cupy", "device", _cupy)
+if not lack_of_cupy():
+    KINDS.append(CUPY)
 if importlib.util.find_spec("dask"):
     KINDS.append(Kind("dask", "numba", lambda values, dtype: values, hold=_in_chunks))
 if torch.cuda.is_available():
-    KINDS.append(Kind("torch-cuda", "array-api", _torch_on("cuda")))
+    KINDS.append(Kind("torch-cuda", "device", _torch_on("cuda")))
 if importlib.util.find_spec("jax"):
     # Without its 64-bit mode JAX has no float64 to sum in: everything, two-term logits too, is then float32.
     KINDS.append(Kind("jax", "array-api", _jax, ("float32",), jax_64_bit=False))

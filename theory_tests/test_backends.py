@@ -325,8 +325,8 @@ def chosen(array):
 
 def test_each_array_has_its_backend():
     assert chosen(np.zeros(1)) == "numba_cpu"
-    assert chosen(torch.zeros(1)) == chosen(array_api_strict.zeros(1)) == "array_api"
-    assert set(available()) == {"numba", "array-api"}
+    assert chosen(torch.zeros(1)) == "device" and chosen(array_api_strict.zeros(1)) == "array_api"
+    assert set(available()) == {"numba", "array-api", "device"}
 
 
 def test_use_nests_and_ends_with_its_block():
@@ -364,7 +364,10 @@ def test_use_is_obeyed():
 
 
 def test_unknown_backends_are_refused_with_a_hint():
-    with pytest.raises(ValueError, match="one of array-api, numba, got 'numbas'; did you mean 'numba'"), use("numbas"):
+    with (
+        pytest.raises(ValueError, match="one of array-api, device, numba, got 'numbas'; did you mean 'numba'"),
+        use("numbas"),
+    ):
         pass
     assert chosen(np.zeros(1)) == "numba_cpu"
 

@@ -19,6 +19,7 @@ Verdict = Literal["pass", "fail", "not applicable"]
 
 LEVELS = 8
 BACKENDS = ("numba", "array-api", "array-api-strict", "torch", "jax", "cupy", "dask")
+_COMPUTING = {"numba": "numba", "dask": "numba", "torch": "device", "cupy": "device"}  # others on the reference
 CHUNKS = 8  # that Dask holds the data in
 DTYPES = ("float64", "float32")
 
@@ -180,8 +181,7 @@ def verify(
     rhos
         Noise-to-signal ratios from high to low; `noise_levels()` by default.
     backend
-        Backend to compute on; libraries other than NumPy and Dask run on the array-API reference. Dask computes on the
-        client's cluster if there is one, else in threads.
+        Array library to compute on. Dask computes on the client's cluster if there is one, else in threads.
     only
         Numbers of the theorems to check.
     progress
@@ -195,7 +195,7 @@ def verify(
     levels, seed = noise_levels() if rhos is None else rhos, _checks.random_seed(seed)
     cases = [Case(subject, rho, levels, seed) for rho in levels]
     results = []
-    with backends.use("numba" if backend in ("numba", "dask") else "array-api"):
+    with backends.use(_COMPUTING.get(backend, "array-api")):
         for theorem in select(only):
             results.append(_check(theorem, cases if theorem.scope == "level" else cases[:1]))
             progress(theorem)

@@ -1,0 +1,300 @@
+"""The backend for arrays on accelerators, and for torch: what can be had from matrix products is taken from them.
+
+CUDA devices multiply matrices a hundred times as fast as they do anything else, and loops over components are not to be
+had from array libraries. So with one variance for all components there are three ways, and every query takes the first
+that its accuracy allows:
+
+- two dense products, in the results' precision or in float64, where an estimate says that rounding cannot show
+  (`device_products`);
+- where few components matter, one product in single precision with a certified bound of its rounding chooses them, and
+  they are taken up again from differences by the reference, gathered (`candidates` below);
+- the reference elsewhere, which is right everywhere.
+
+The same lines run on CuPy arrays and on torch tensors of any device; other namespaces and covariance forms, and tensors
+that autograd is recording, go to the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+from dfmath.backends import array_api, double
+from dfmath.backends._compat import Array, array_namespace, is_cupy_array, is_torch_array
+from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.device_index import DeviceIndex, index_of
+from dfmath.backends.device_memory import room, with_room
+from dfmath.backends.device_precision import tensor_cores
+from dfmath.backends.moments import Moments, Space, Want, concatenate, field_by_field, merge
+from dfmath.backends.precision import ROUND_64, gamma, limit
+
+name = "device"
+
+QUERY_BLOCK = 1024  # queries that share one product
+PRODUCT = 2**26  # numbers of a product that is held at a time
+LEAST = 512  # components from which on products are worth their launches
+SHARE, MOST = 0.1, 4096  # of components that may be taken up again, and their number
+GATHERED = 2**24  # coordinates of candidates that are held at a time
+TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of some queries; noise levels are (B,)."""
+
+    queries: Array
+    components: Diagonal
+    index: DeviceIndex
+    alpha: Array
+    sigma: Array
+    want: frozenset[Want]
+    space: Space
+    probes: Array | None
+    tolerance: float
+    precision: float
+
+    def take(self, rows: Array) -> Ask:
+        """The same for these queries alone."""
+        parts = {name: getattr(self, name) for name in ("queries", "alpha", "sigma", "probes")}
+        return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
+
+    @property
+    def xp(self) -> Any:
+        """The namespace."""
+        return array_namespace(self.queries)
+
+    @property
+    def limit(self) -> float:
+        """Error that logits may have."""
+        return limit(self.precision)
+
+    @property
+    def covariance(self) -> bool:
+        """Whether a posterior covariance is asked for, which counts beside its own size."""
+        return self.space == "posterior" and not self.want <= {"mean"}
+
+    @cached_property
+    def spread(self) -> Array:
+        """S, one for all components, (B,)."""
+        return self.alpha**2 * self.components.variances[0, 0, 0] + self.sigma**2
+
+    @cached_property
+    def p(self) -> Array:
+        """x - alpha c, rounded once, (B, d)."""
+        product, low = double.two_product(self.alpha[:, None], self.index.centre[None, :])
+        return (self.queries - product) - low
+
+    @cached_property
+    def length(self) -> Array:
+        """|p|, (B,)."""
+        return self.xp.linalg.vector_norm(self.p, axis=1)
+
+    @cached_property
+    def cut(self) -> Array:
+        """How far below the largest a logit may be left out, (B,): what F and P lose is small beside S [MATH 4.8]."""
+        xp = self.xp
+        if self.tolerance <= 0:
+            return xp.full_like(self.alpha, math.inf)
+        reach = 4.0 * (self.alpha * self.index.radius) ** 2 / self.spread
+        return math.log(self.components.count / self.tolerance) + xp.log1p(reach)
+
+
+def supports(queries: Array, components: Components) -> bool:
+    """Whether these are point masses or components of one variance, on a device that this is made for."""
+    if not (is_cupy_array(queries) or is_torch_array(queries)) or not components.common:
+        return False
+    parts = cast(Diagonal, components)
+    return parts.count >= LEAST and not _recorded(queries, parts.centres, parts.log_weights, parts.variances)
+
+
+def _recorded(*arrays: Array) -> bool:
+    """Whether autograd would have to see inside, or there are no values to look at."""
+    if not is_torch_array(arrays[0]):
+        return False
+    from dfmath.backends._compat import has_no_values
+    from dfmath.backends.torch_device import tracks_gradients
+
+    return tracks_gradients(*arrays) or any(has_no_values(array) for array in arrays)
+
+
+def posterior_moments(
+    queries: Array,
+    components: Components,
+    alpha: Array,
+    sigma: Array,
+    *,
+    want: frozenset[Want],
+    space: Space,
+    probes: Array | None = None,
+    tolerance: float = 0.0,
+    precision: float = 0.0,
+    memory: object = None,
+) -> Moments:
+    """Return the posterior moments of `queries`; see `dfmath.backends.posterior_moments`. Nothing is remembered."""
+    if not supports(queries, components) or queries.shape[0] == 0 or _recorded(alpha, sigma):
+        return array_api.posterior_moments(
+            queries, components, alpha, sigma, want=want, space=space, probes=probes, tolerance=tolerance
+        )
+    xp, parts, count = array_namespace(queries), cast(Diagonal, components), queries.shape[0]
+    alpha, sigma = (xp.broadcast_to(level, (count,)) for level in (alpha, sigma))
+    ask = Ask(queries, parts, index_of(parts), alpha, sigma, want, space, probes, tolerance, precision)
+    return with_room(lambda: _in_blocks(ask), queries)
+
+
+def _in_blocks(ask: Ask) -> Moments:
+    """Moments of a block of queries at a time."""
+    rows = ask.xp.arange(ask.queries.shape[0], device=ask.queries.device)
+    blocks = [_by_what_suits(ask.take(rows[a : a + QUERY_BLOCK])) for a in range(0, rows.shape[0], QUERY_BLOCK)]
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+def _by_what_suits(ask: Ask) -> Moments:
+    """Take each query's moments from products, from candidates, or from the reference."""
+    from dfmath.backends.device_products import by_products
+
+    xp = ask.xp
+    if ask.index.weightless:
+        return _by_reference(ask)
+    found, right = by_products(ask)
+    rest = xp.nonzero(~right)[0]
+    if found is None or rest.shape[0] == right.shape[0]:
+        return _otherwise(ask)
+    return found if rest.shape[0] == 0 else _placed(found, _otherwise(ask.take(rest)), rest)
+
+
+def _placed(found: Moments, others: Moments, rows: Array) -> Moments:
+    """Put the others in their rows."""
+
+    def put(values: list[Array]) -> Array:
+        whole, part = values
+        whole = array_namespace(whole).asarray(whole, copy=True)
+        whole[rows] = part
+        return whole
+
+    return field_by_field([found, others], put)
+
+
+def _otherwise(ask: Ask) -> Moments:
+    """Choose candidates by a product; where they are too many, sum all from differences."""
+    xp = ask.xp
+    listed, few, omitted = candidates(ask)
+    if not bool(xp.any(few)):
+        return _by_reference(ask)
+    rows, rest = xp.nonzero(few)[0], xp.nonzero(~few)[0]
+    width = max(1, int(xp.max(xp.sum(xp.astype(listed[rows] >= 0, xp.int64), axis=1))))
+    found = _gathered(ask.take(rows), listed[rows][:, :width])
+    found = replace(found, omitted=omitted[rows])
+    if rest.shape[0] == 0:
+        return found
+    whole = field_by_field([found], lambda values: _empty(values[0], few.shape[0]))
+    return _placed(_placed(whole, found, rows), _by_reference(ask.take(rest)), rest)
+
+
+def _empty(part: Array, count: int) -> Array:
+    return array_namespace(part).empty((count, *part.shape[1:]), dtype=part.dtype, device=part.device)
+
+
+def _by_reference(ask: Ask) -> Moments:
+    return array_api.posterior_moments(
+        ask.queries, ask.components, ask.alpha, ask.sigma, want=ask.want, space=ask.space, probes=ask.probes
+    )
+
+
+# Candidates: the components that can matter, by a bound
+
+
+def candidates(ask: Ask) -> tuple[Array, Array, Array]:
+    """Return the components that can matter (B, L), -1 beyond them; for which queries they are few; what is left out.
+
+    With p = x - alpha c and v = y - c, a logit is (alpha/S) p . v - alpha^2 |v|^2/(2 S) + log pi up to what all share.
+    A product in float32 has it within (alpha/S) gamma |p| |v|, whatever the order of its sum (Higham 2002, section
+    3.1), and on tensor cores that round the factors first within as much as that makes; so a component whose upper
+    bound is below the largest lower bound by more than the cut can be left out.
+    """
+    xp, count = ask.xp, ask.components.count
+    most = max(1, min(MOST, int(SHARE * count)))
+    listed = xp.full((ask.queries.shape[0], most), -1, dtype=xp.int64, device=ask.queries.device)
+    kept = xp.zeros_like(ask.alpha)
+    best = _largest_lower_bound(ask)
+    for start, logits, error in _bounds(ask):
+        upper = xp.where(logits + error >= (best - ask.cut)[:, None], logits, xp.full_like(logits, -math.inf))
+        inside = upper > -math.inf
+        places = kept[:, None] + xp.cumulative_sum(xp.astype(inside, kept.dtype), axis=1) - 1.0
+        rows, columns = xp.nonzero(inside & (places < most))
+        listed[rows, xp.astype(places[rows, columns], xp.int64)] = columns + start
+        kept = kept + xp.sum(xp.astype(inside, kept.dtype), axis=1)
+    omitted = (count - kept) * xp.exp(-xp.where(xp.isfinite(ask.cut), ask.cut, xp.full_like(ask.cut, 1e3)))
+    return listed, kept <= most, omitted
+
+
+def _largest_lower_bound(ask: Ask) -> Array:
+    """The largest lower bound of any logit, (B,)."""
+    xp = ask.xp
+    tops = [xp.max(logits - error, axis=1) for _, logits, error in _bounds(ask)]
+    return xp.max(xp.stack(tops, axis=0), axis=0)
+
+
+def _bounds(ask: Ask) -> Iterator[tuple[int, Array, Array]]:
+    """Logits of a range of components from a float32 product, (B, k) in float64, and bounds of their errors."""
+    xp, index, dim = ask.xp, ask.index, ask.components.dim
+    step = max(1, room(PRODUCT) // ask.queries.shape[0])
+    unit = xp.where(ask.length > 0, ask.length, xp.ones_like(ask.length))  # so that float32 holds the factors
+    rows = xp.astype(ask.p / unit[:, None], xp.float32)
+    steep, size = ask.alpha / ask.spread * unit, max(index.radius, 1e-300)
+    # Factors are rounded once each before the product, and the last sums are in float64.
+    single, last = gamma(dim + 8, 2.0**-24), gamma(dim + 32, ROUND_64)
+    for start in range(0, ask.components.count, step):
+        stop = min(start + step, ask.components.count)
+        points = xp.astype(index.centred(start, stop, index.dtype) / size, xp.float32)
+        with tensor_cores(rows) as rounding:
+            found = xp.astype(xp.matmul(rows, points.T), index.dtype) * (steep * size)[:, None]
+        norms = index.norms[start:stop][None, :]
+        curvature = (0.5 * ask.alpha**2 / ask.spread)[:, None]
+        logits = found - curvature * norms**2 + index.log_weights[start:stop][None, :]
+        product = (1.0 + rounding) ** 2 * (1.0 + single) - 1.0
+        far = (norms + (ask.length / ask.alpha)[:, None]) ** 2
+        error = product * steep[:, None] * (norms + 1e-35 * size) + last * curvature * far
+        yield start, logits, error
+
+
+def _gathered(ask: Ask, listed: Array) -> Moments:
+    """Moments over listed components (B, L) from differences: the reference, on points gathered for each query."""
+    dim, width = ask.components.dim, listed.shape[1]
+    columns = max(1, ask.components.width(ask.probes.shape[2] if ask.probes is not None else 0))
+    step = max(1, room(GATHERED) // (dim * columns * width))
+    rows = ask.xp.arange(listed.shape[0], device=listed.device)
+    parts = []
+    for start in range(0, listed.shape[0], step):
+        some = rows[start : start + step]
+        parts.append(_among(ask.take(some), listed[some]))
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def _among(ask: Ask, listed: Array) -> Moments:
+    """Moments of a few queries over their own components, some of them at a time."""
+    total: Moments | None = None
+    step = max(1, room(GATHERED) // (ask.components.dim * listed.shape[0]))
+    for start in range(0, listed.shape[1], step):
+        here = _layout(ask, listed[:, start : start + step])
+        part = array_api.tile_moments(
+            here.at(ask.queries[:, None, :], ask.alpha[:, None, None], ask.sigma[:, None, None]),
+            ask.want,
+            ask.space,
+            ask.probes,
+        )
+        total = part if total is None else merge(total, part, ask.want, ask.probes)
+    assert total is not None
+    return total
+
+
+def _layout(ask: Ask, listed: Array) -> Diagonal:
+    """Listed components of each query as (b, k, d); the weight of what is no component is zero."""
+    xp, index = ask.xp, ask.index
+    places = xp.where(listed >= 0, listed, xp.zeros_like(listed))
+    logs = index.log_weights[places]
+    centres = xp.astype(index.points[places], index.dtype)
+    variances = xp.astype(ask.components.variances, index.dtype)
+    return Diagonal(centres, xp.where(listed >= 0, logs, xp.full_like(logs, -math.inf)), variances)
