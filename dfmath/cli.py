@@ -410,7 +410,7 @@ def info(json: Json = False) -> int:
         "array libraries": ", ".join(arrays),
         "backends": ", ".join(purposes.get(name, name) for name in backends.available()),
         "cpu cores": machine["cpu cores"],
-        "gpu": ", ".join(machine["gpu"]) or "none found",
+        **({f"gpu {i}": gpu for i, gpu in enumerate(machine["gpu"])} or {"gpu": "none found"}),
     }
     for name, value in rows.items():
         print(f"{name:18}{value}")
@@ -422,12 +422,21 @@ app.command()(reproduce)
 
 
 def _gpus() -> list[str]:
-    """CUDA devices that torch sees, without importing it where it is not installed."""
+    """Names and memory of the CUDA devices that torch or CuPy see, whichever is installed."""
     try:
         import torch
+
+        found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return [f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in found]
     except ImportError:
+        pass
+    try:
+        import cupy
+
+        kinds = [cupy.cuda.runtime.getDeviceProperties(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
+        return [f"{kind['name'].decode()}, {kind['totalGlobalMem'] / 2**30:.0f} GiB" for kind in kinds]
+    except (ImportError, RuntimeError):  # no driver, or no device
         return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _points(data: str | None, limit: int, seed: int) -> tuple[Any, str]:

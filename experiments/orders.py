@@ -73,5 +73,6 @@ def draw(axes: Any, result: dict[str, Any], names: list[str]) -> None:
     axes.set_xticks(STEPS, [str(n) for n in STEPS])
     axes.minorticks_off()
     axes.set_xlabel("steps")
-    axes.set_title("error on Gaussians: order")
-    axes.legend(fontsize="x-small")
+    axes.set_ylabel("relative error")
+    axes.set_title("error on Gaussians")
+    axes.legend(fontsize="x-small", title="measured order", title_fontsize="x-small")

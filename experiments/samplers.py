@@ -163,6 +163,13 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))]
 
 
+LABELS = {
+    "off the flow": "root mean square distance\nfrom the end of its own flow",
+    "Frechet": "Frechet distance from the mixture",
+}
+CROWDED = 5.0  # Frechet distance beyond which a curve is not worth the room of the others
+
+
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """One for each model and measure, and the orders: a row for each sampler."""
     measures = ("off the flow", "Frechet", "W2")
@@ -183,12 +190,23 @@ def _table(result: dict[str, Any], model: str, measure: str) -> output.Table:
         beside = f"; of samples of the mixture {floor}, of the flow {flow}"
     title = f"{what}, by {model}, {result['repeats']} sets of {result['samples']} samples{beside}"
     names = [name for name in WAYS if measure in rows[name]["5"]]
+    title += _counts(rows, names)
     columns = ("sampler", *(f"{n} evaluations" for n in EVALUATIONS))
     return output.Table(title, columns, [(n, *(_cell(rows[n][str(e)][measure]) for e in EVALUATIONS)) for n in names])
 
 
 def _cell(value: Sequence[float]) -> str:
     return f"{value[0]:.3g} ± {value[1]:.1g}"
+
+
+def _counts(rows: dict[str, Any], names: Sequence[str]) -> str:
+    """Who takes another number of evaluations than its column says."""
+    found = []
+    for name in names:
+        counts = [rows[name][str(n)]["evaluations"] for n in EVALUATIONS]
+        if counts != list(EVALUATIONS):
+            found.append(f"{name} {', '.join(str(n) for n in counts)}")
+    return f"; evaluations of {'; '.join(found)}" if found else ""
 
 
 def figure(result: dict[str, Any]) -> Any:
@@ -204,11 +222,15 @@ def figure(result: dict[str, Any]) -> Any:
     for row, (model, found) in zip(panels, result["models"].items(), strict=True):
         for axes, measure in zip(row, measures, strict=True):
             _panel(axes, found, measure)
-            axes.set_title(f"{measure}, noise of the {model}")
+            axes.set_title(f"noise of the {model}")
+            axes.set_ylabel(LABELS[measure])
+            if measure in result["floor"]:
+                axes.axhline(result["floor"][measure][0], color="0.6", linewidth=0.8, label="samples of the mixture")
+                axes.set_ylim(top=CROWDED)
     for axes in panels[-1]:
         axes.set_xlabel("evaluations")
     handles, labels = panels[0, 1].get_legend_handles_labels()
-    curves.legend(handles, labels, loc="outside lower center", ncols=5)
+    curves.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="x-small")
     _samples(grid, result["models"]["network"])
     return drawn
 
@@ -235,7 +257,7 @@ def _samples(drawn: Any, found: dict[str, Any]) -> None:
     side = rows[0][0].shape[0]
     axes.set_yticks(side * (np.arange(len(WAYS)) + 0.5) - 0.5, list(WAYS))
     axes.set_xticks([])
-    axes.set_title(f"{SEEN_AT} evaluations")
+    axes.set_title(f"the network, {SEEN_AT} evaluations\none noise for each column", fontsize="medium")
 
 
 def _pixels(text: str) -> Any:

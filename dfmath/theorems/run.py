@@ -126,6 +126,10 @@ def _import_builder(backend: str, dtype: str) -> Callable[[Any], Array]:
         return lambda values: jax.numpy.asarray(np.array(values, dtype=dtype))
     import cupy
 
+    try:
+        cupy.zeros(1)
+    except (RuntimeError, OSError) as error:  # no driver, one that is too old, no device
+        raise ValueError(f"backend 'cupy' needs a CUDA device and its driver, got: {error}") from None
     return lambda values: cupy.asarray(np.array(values, dtype=dtype))
 
 
