@@ -55,7 +55,7 @@ def mixture_to_sklearn(prior: GaussianMixture) -> Any:
     from sklearn.mixture import GaussianMixture as Fitted
 
     _checks.instance("prior", prior, GaussianMixture)
-    parts = prior.components
+    parts: Any = prior.components.tile(0, prior.count, prior.dtype)  # gathered, where a cluster holds them
     covariances = _covariances(parts)
     fitted = Fitted(prior.count, covariance_type=("spherical", "diag", "full")[covariances.ndim - 1])
     fitted.weights_ = np.exp(_numpy(parts.log_weights)[0])
