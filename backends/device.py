@@ -18,88 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
-from dfmath.backends import array_api, double
-from dfmath.backends._compat import Array, array_namespace, is_cupy_array, is_torch_array
+from dfmath.backends import array_api
+from dfmath.backends._compat import Array, array_namespace, has_no_values, is_cupy_array, is_torch_array
 from dfmath.backends.components import Components, Diagonal
-from dfmath.backends.device_index import DeviceIndex, index_of
+from dfmath.backends.device_index import index_of
 from dfmath.backends.device_memory import room, with_room
 from dfmath.backends.device_precision import tensor_cores
+from dfmath.backends.device_products import by_products
+from dfmath.backends.device_request import PRODUCT, Ask
 from dfmath.backends.moments import Moments, Space, Want, concatenate, field_by_field, merge
-from dfmath.backends.precision import ROUND_64, gamma, limit
+from dfmath.backends.precision import ROUND_64, gamma
 
 name = "device"
 
 QUERY_BLOCK = 1024  # queries that share one product
-PRODUCT = 2**26  # numbers of a product that is held at a time
 LEAST = 512  # components from which on products are worth their launches
 SHARE, MOST = 0.1, 4096  # of components that may be taken up again, and their number
 GATHERED = 2**24  # coordinates of candidates that are held at a time
-TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked of some queries; noise levels are (B,)."""
-
-    queries: Array
-    components: Diagonal
-    index: DeviceIndex
-    alpha: Array
-    sigma: Array
-    want: frozenset[Want]
-    space: Space
-    probes: Array | None
-    tolerance: float
-    precision: float
-
-    def take(self, rows: Array) -> Ask:
-        """The same for these queries alone."""
-        parts = {name: getattr(self, name) for name in ("queries", "alpha", "sigma", "probes")}
-        return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
-
-    @property
-    def xp(self) -> Any:
-        """The namespace."""
-        return array_namespace(self.queries)
-
-    @property
-    def limit(self) -> float:
-        """Error that logits may have."""
-        return limit(self.precision)
-
-    @property
-    def covariance(self) -> bool:
-        """Whether a posterior covariance is asked for, which counts beside its own size."""
-        return self.space == "posterior" and not self.want <= {"mean"}
-
-    @cached_property
-    def spread(self) -> Array:
-        """S, one for all components, (B,)."""
-        return self.alpha**2 * self.components.variances[0, 0, 0] + self.sigma**2
-
-    @cached_property
-    def p(self) -> Array:
-        """x - alpha c, rounded once, (B, d)."""
-        product, low = double.two_product(self.alpha[:, None], self.index.centre[None, :])
-        return (self.queries - product) - low
-
-    @cached_property
-    def length(self) -> Array:
-        """|p|, (B,)."""
-        return self.xp.linalg.vector_norm(self.p, axis=1)
-
-    @cached_property
-    def cut(self) -> Array:
-        """How far below the largest a logit may be left out, (B,): what F and P lose is small beside S [MATH 4.8]."""
-        xp = self.xp
-        if self.tolerance <= 0:
-            return xp.full_like(self.alpha, math.inf)
-        reach = 4.0 * (self.alpha * self.index.radius) ** 2 / self.spread
-        return math.log(self.components.count / self.tolerance) + xp.log1p(reach)
 
 
 def supports(queries: Array, components: Components) -> bool:
@@ -114,7 +52,6 @@ def _recorded(*arrays: Array) -> bool:
     """Whether autograd would have to see inside, or there are no values to look at."""
     if not is_torch_array(arrays[0]):
         return False
-    from dfmath.backends._compat import has_no_values
     from dfmath.backends.torch_device import tracks_gradients
 
     return tracks_gradients(*arrays) or any(has_no_values(array) for array in arrays)
@@ -153,8 +90,6 @@ def _in_blocks(ask: Ask) -> Moments:
 
 def _by_what_suits(ask: Ask) -> Moments:
     """Take each query's moments from products, from candidates, or from the reference."""
-    from dfmath.backends.device_products import by_products
-
     xp = ask.xp
     if ask.index.weightless:
         return _by_reference(ask)

@@ -15,12 +15,13 @@ from typing import Any
 from dfmath.backends import double
 from dfmath.backends._compat import Array
 from dfmath.backends.components import LOG_2PI
-from dfmath.backends.device import PRODUCT, TRY, Ask
 from dfmath.backends.device_memory import room
 from dfmath.backends.device_precision import factor_rounding
+from dfmath.backends.device_request import PRODUCT, Ask
 from dfmath.backends.moments import Moments, Second, multiples_of_identity
 from dfmath.backends.precision import ROUND_64, gamma
 
+TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
 CERTAIN = 2e-9  # worst relative error of what comes from products in float64
 SINGLE = 1e30  # well inside float32's range
 
