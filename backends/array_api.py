@@ -80,7 +80,7 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     """Return the moments over the components of one tile, centred at its heaviest one and then at its mean."""
     xp = array_namespace(here.logits)
     heaviest = xp.argmax(here.logits, axis=1)[:, None]
-    log_mass, low, weights = _softmax(here, heaviest)
+    log_mass, low, weights = softmax(here.logits, here.logits_low, heaviest)
     nothing = xp.zeros_like(log_mass)
     certified = (nothing, nothing, nothing, xp.full_like(log_mass, float(here.logits.shape[1])))
     if not want:
@@ -93,16 +93,19 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, *certified)
 
 
-def _softmax(here: Local, heaviest: Array) -> tuple[Array, Array, Array]:
-    """Return log sum exp in two terms and normalised weights; -inf and zeros where no component carries weight."""
-    xp = array_namespace(here.logits)
-    top = xp.take_along_axis(here.logits, heaviest, axis=1)
+def softmax(logits: Array, logits_low: Array | None, heaviest: Array) -> tuple[Array, Array, Array]:
+    """Return log sum exp in two terms and normalised weights; -inf and zeros where no component carries weight.
+
+    Logits (B, k) may be in two terms; `heaviest` (B, 1) are the places of the largest.
+    """
+    xp = array_namespace(logits)
+    top = xp.take_along_axis(logits, heaviest, axis=1)
     empty = top == -xp.inf
     top = xp.where(empty, xp.zeros_like(top), top)
-    relative, low = here.logits - top, xp.zeros_like(top)
-    if here.logits_low is not None:
-        low = xp.take_along_axis(here.logits_low, heaviest, axis=1)
-        relative = relative + (here.logits_low - low)
+    relative, low = logits - top, xp.zeros_like(top)
+    if logits_low is not None:
+        low = xp.take_along_axis(logits_low, heaviest, axis=1)
+        relative = relative + (logits_low - low)
     weights = xp.exp(relative)
     mass = xp.sum(weights, axis=1, keepdims=True)
     mass = xp.where(empty, xp.ones_like(mass), mass)

@@ -21,14 +21,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
-from dfmath.backends import array_api
+from dfmath.backends import array_api, cuda
 from dfmath.backends._compat import Array, array_namespace, has_no_values, is_cupy_array, is_torch_array
 from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.device_few import among_few
 from dfmath.backends.device_index import index_of
 from dfmath.backends.device_memory import room, with_room
 from dfmath.backends.device_precision import tensor_cores
 from dfmath.backends.device_products import by_products
 from dfmath.backends.device_request import PRODUCT, Ask
+from dfmath.backends.device_tiles import Law, Tile, largest_lower_bound, take_candidates
 from dfmath.backends.moments import Moments, Space, Want, concatenate, field_by_field, merge
 from dfmath.backends.precision import ROUND_64, gamma
 
@@ -38,6 +40,7 @@ QUERY_BLOCK = 1024  # queries that share one product
 LEAST = 512  # components from which on products are worth their launches
 SHARE, MOST = 0.1, 4096  # of components that may be taken up again, and their number
 GATHERED = 2**24  # coordinates of candidates that are held at a time
+HELD = 2**30  # products that are kept between two passes where kernels make these short
 
 
 def supports(queries: Array, components: Components) -> bool:
@@ -120,7 +123,7 @@ def _otherwise(ask: Ask) -> Moments:
         return _by_reference(ask)
     rows, rest = xp.nonzero(few)[0], xp.nonzero(~few)[0]
     width = max(1, int(xp.max(xp.sum(xp.astype(listed[rows] >= 0, xp.int64), axis=1))))
-    found = _gathered(ask.take(rows), listed[rows][:, :width])
+    found = _among_few(ask.take(rows), listed[rows][:, :width])
     found = replace(found, omitted=omitted[rows])
     if rest.shape[0] == 0:
         return found
@@ -152,47 +155,56 @@ def candidates(ask: Ask) -> tuple[Array, Array, Array]:
     xp, count = ask.xp, ask.components.count
     most = max(1, min(MOST, int(SHARE * count)))
     listed = xp.full((ask.queries.shape[0], most), -1, dtype=xp.int64, device=ask.queries.device)
-    kept = xp.zeros_like(ask.alpha)
-    best = _largest_lower_bound(ask)
-    for start, logits, error in _bounds(ask):
-        upper = xp.where(logits + error >= (best - ask.cut)[:, None], logits, xp.full_like(logits, -math.inf))
-        inside = upper > -math.inf
-        places = kept[:, None] + xp.cumulative_sum(xp.astype(inside, kept.dtype), axis=1) - 1.0
-        rows, columns = xp.nonzero(inside & (places < most))
-        listed[rows, xp.astype(places[rows, columns], xp.int64)] = columns + start
-        kept = kept + xp.sum(xp.astype(inside, kept.dtype), axis=1)
-    omitted = (count - kept) * xp.exp(-xp.where(xp.isfinite(ask.cut), ask.cut, xp.full_like(ask.cut, 1e3)))
+    kept = xp.zeros(ask.alpha.shape, dtype=xp.int64, device=ask.queries.device)
+    held = list(_tiles(ask)) if ask.queries.shape[0] * count <= room(_held(ask)) else None
+    tops = [largest_lower_bound(tile) for tile in held or _tiles(ask)]
+    threshold = xp.max(xp.stack(tops, axis=0), axis=0) - ask.cut
+    for tile in held or _tiles(ask):
+        kept = take_candidates(tile, threshold, kept, listed)
+    left = xp.astype(count - kept, ask.index.dtype)
+    omitted = left * xp.exp(-xp.where(xp.isfinite(ask.cut), ask.cut, xp.full_like(ask.cut, 1e3)))
     return listed, kept <= most, omitted
 
 
-def _largest_lower_bound(ask: Ask) -> Array:
-    """The largest lower bound of any logit, (B,)."""
-    xp = ask.xp
-    tops = [xp.max(logits - error, axis=1) for _, logits, error in _bounds(ask)]
-    return xp.max(xp.stack(tops, axis=0), axis=0)
+def _held(ask: Ask) -> int:
+    """How many products may be kept between the two passes over them."""
+    return HELD if cuda.usable(ask.queries) else PRODUCT
 
 
-def _bounds(ask: Ask) -> Iterator[tuple[int, Array, Array]]:
-    """Logits of a range of components from a float32 product, (B, k) in float64, and bounds of their errors."""
-    xp, index, dim = ask.xp, ask.index, ask.components.dim
+def _tiles(ask: Ask) -> Iterator[Tile]:
+    """Products of queries with a range of components in float32, and how far logits from them may be off."""
+    xp, index = ask.xp, ask.index
     step = max(1, room(PRODUCT) // ask.queries.shape[0])
     unit = xp.where(ask.length > 0, ask.length, xp.ones_like(ask.length))  # so that float32 holds the factors
+    size = max(index.radius, 1e-300)
     rows = xp.astype(ask.p / unit[:, None], xp.float32)
-    steep, size = ask.alpha / ask.spread * unit, max(index.radius, 1e-300)
-    # Factors are rounded once each before the product, and the last sums are in float64.
-    single, last = gamma(dim + 8, 2.0**-24), gamma(dim + 32, ROUND_64)
     for start in range(0, ask.components.count, step):
         stop = min(start + step, ask.components.count)
         points = xp.astype(index.centred(start, stop, index.dtype) / size, xp.float32)
         with tensor_cores(rows) as rounding:
-            found = xp.astype(xp.matmul(rows, points.T), index.dtype) * (steep * size)[:, None]
-        norms = index.norms[start:stop][None, :]
-        curvature = (0.5 * ask.alpha**2 / ask.spread)[:, None]
-        logits = found - curvature * norms**2 + index.log_weights[start:stop][None, :]
-        product = (1.0 + rounding) ** 2 * (1.0 + single) - 1.0
-        far = (norms + (ask.length / ask.alpha)[:, None]) ** 2
-        error = product * steep[:, None] * (norms + 1e-35 * size) + last * curvature * far
-        yield start, logits, error
+            products = xp.matmul(rows, points.T)
+        law = _law(ask, unit, size, rounding)
+        yield Tile(start, products, index.norms[start:stop], index.log_weights[start:stop], law)
+
+
+def _law(ask: Ask, unit: Array, size: float, rounding: float) -> Law:
+    """Factors are rounded once each before the product, and the last sums are in float64."""
+    dim, steep = ask.components.dim, ask.alpha / ask.spread * unit
+    single, last = gamma(dim + 8, 2.0**-24), gamma(dim + 32, ROUND_64)
+    product = (1.0 + rounding) ** 2 * (1.0 + single) - 1.0
+    curvature = 0.5 * ask.alpha**2 / ask.spread
+    return Law(steep * size, curvature, product * steep, ask.length / ask.alpha, last, 1e-35 * size)
+
+
+# Few components, from differences
+
+
+def _among_few(ask: Ask, listed: Array) -> Moments:
+    """Moments over listed components (B, L): by fused kernels, or by the reference on points gathered for each query.
+
+    Matrices (d, d) are sums of matrix products either way, which kernels do no better.
+    """
+    return among_few(ask, listed) if cuda.usable(ask.queries) and "dense" not in ask.want else _gathered(ask, listed)
 
 
 def _gathered(ask: Ask, listed: Array) -> Moments:

@@ -18,7 +18,8 @@ from dfmath.backends.components import LOG_2PI
 from dfmath.backends.device_memory import room
 from dfmath.backends.device_precision import factor_rounding
 from dfmath.backends.device_request import PRODUCT, Ask
-from dfmath.backends.moments import Moments, Second, multiples_of_identity
+from dfmath.backends.device_tiles import Law, Tile, largest_lower_bound, weights_and_sums
+from dfmath.backends.moments import Moments, Second
 from dfmath.backends.precision import ROUND_64, gamma
 
 TRY = 50.0  # products are tried where their logits may be off by this many times what results may be
@@ -80,6 +81,8 @@ class DeviceProducts:
             return xp.zeros((count, *shape), dtype=ask.index.dtype, device=ask.queries.device)
 
         self.steep = xp.astype((ask.alpha / ask.spread)[:, None] * ask.p, dtype)
+        still = xp.zeros_like(ask.alpha)
+        self.law = Law(xp.ones_like(still), 0.5 * ask.alpha**2 / ask.spread, still, still)  # errors are estimated below
         self.rows = zeros(0, dim) if ask.probes is None else xp.matrix_transpose(ask.probes)  # (B, p, d)
         # Weights that single precision could not hold as normal numbers are left out, too.
         most = 80.0 if unit > ROUND_64 else 690.0
@@ -97,18 +100,16 @@ class DeviceProducts:
             self._add(start, min(start + self.tile, self.ask.components.count))
 
     def _add(self, start: int, stop: int) -> None:
-        xp, ask, index = self.xp, self.ask, self.index
+        xp, index = self.xp, self.index
         points, norms = index.centred(start, stop, self.dtype), index.norms[start:stop]
-        logits = xp.astype(xp.matmul(self.steep, points.T), index.dtype)
-        curvature = (0.5 * ask.alpha**2 / ask.spread)[:, None]
-        logits = logits + (index.log_weights[start:stop][None, :] - curvature * (norms**2)[None, :])
-        top = xp.maximum(self.sums.top, xp.max(logits, axis=1))
+        products = xp.matmul(self.steep, points.T)
+        tile = Tile(start, products, norms, index.log_weights[start:stop], self.law)
+        top = xp.maximum(self.sums.top, largest_lower_bound(tile))
         safe = xp.where(top == -math.inf, xp.zeros_like(top), top)
-        logits = logits - safe[:, None]
-        weights = xp.where(logits >= -self.cut[:, None], xp.exp(logits), xp.zeros_like(logits))
+        weights, *sums = weights_and_sums(tile, safe, self.cut)
         self._scale(xp.exp(xp.where(self.sums.top == -math.inf, xp.zeros_like(top), self.sums.top - safe)))
         self.sums.top = top
-        self._accumulate(weights, points, norms)
+        self._accumulate(weights, sums, points)
 
     def _scale(self, factor: Array) -> None:
         """Measure what was summed beside the new largest weight."""
@@ -117,22 +118,21 @@ class DeviceProducts:
         sums.vector, sums.diagonal = sums.vector * factor[:, None], sums.diagonal * factor[:, None]
         sums.product, sums.dense = sums.product * factor[:, None, None], sums.dense * factor[:, None, None]
 
-    def _accumulate(self, weights: Array, points: Array, norms: Array) -> None:
+    def _accumulate(self, weights: Array, scalars: list[Array], points: Array) -> None:
         xp, sums, dtype = self.xp, self.sums, self.index.dtype
-        sums.mass = sums.mass + xp.sum(weights, axis=1)
-        sums.crowd = sums.crowd + xp.sum(weights**2, axis=1)
-        sums.square = sums.square + xp.matmul(weights, norms**2)
+        sums.mass, sums.crowd, sums.square = (
+            total + part for total, part in zip((sums.mass, sums.crowd, sums.square), scalars, strict=True)
+        )
         if not self.ask.want:
             return
-        small = xp.astype(weights, self.dtype)
-        sums.vector = sums.vector + xp.astype(xp.matmul(small, points), dtype)
+        sums.vector = sums.vector + xp.astype(xp.matmul(weights, points), dtype)
         if "diagonal" in self.ask.want:
-            sums.diagonal = sums.diagonal + xp.astype(xp.matmul(small, points**2), dtype)
+            sums.diagonal = sums.diagonal + xp.astype(xp.matmul(weights, points**2), dtype)
         if "product" in self.ask.want:
-            along = xp.matmul(xp.astype(self.rows, self.dtype), points.T) * small[:, None, :]
+            along = xp.matmul(xp.astype(self.rows, self.dtype), points.T) * weights[:, None, :]
             sums.product = sums.product + xp.astype(xp.matmul(along, points), dtype)
         if "dense" in self.ask.want:
-            spread = points.T[None, :, :] * small[:, None, :]
+            spread = points.T[None, :, :] * weights[:, None, :]
             sums.dense = sums.dense + xp.astype(xp.matmul(spread, points), dtype)
 
     def moments(self) -> Moments:
@@ -143,12 +143,11 @@ class DeviceProducts:
         logit_error = self._worst_logit_error()
         if not ask.want:
             return Moments(log_mass, still, None, None, Second(), Second(), self.omitted, logit_error, still, still)
-        slope = self._slope
-        within = (1.0 if ask.space == "score" else ask.sigma**2 * ask.components.variances[0, 0, 0]) / ask.spread
-        within = multiples_of_identity(within, ask.components.dim, ask.want, ask.probes)
+        slope = ask.slope
         between, worst = self._between(slope**2), self._worst_sum_error(slope**2)
         shift = slope[:, None] * self.mean + self._origin_low
-        return Moments(log_mass, still, self._origin, shift, within, between, self.omitted, logit_error, worst, still)
+        rounding = (self.omitted, logit_error, worst, still)
+        return Moments(log_mass, still, self._origin, shift, ask.within(), between, *rounding)
 
     @cached_property
     def mean(self) -> Array:
@@ -160,12 +159,6 @@ class DeviceProducts:
         """Total variance of v under the weights, (B,)."""
         found = self.sums.square / self.sums.mass - self.xp.sum(self.mean**2, axis=1)
         return self.xp.where(found > 0.0, found, self.xp.zeros_like(found))
-
-    @cached_property
-    def _slope(self) -> Array:
-        """u_k = origin + slope v_k."""
-        ask = self.ask
-        return (ask.alpha if ask.space == "score" else ask.sigma**2) / ask.spread
 
     @cached_property
     def _origin(self) -> Array:
@@ -212,7 +205,7 @@ class DeviceProducts:
         square, tiny = self.sums.square / mass, xp.full_like(mass, 1e-300)
         logit = logit * xp.sqrt(self.sums.crowd) / mass
         logit = logit + unit * ask.length * ask.alpha / ask.spread * xp.sqrt(self.variance)
-        first = (logit * xp.sqrt(self.variance) + unit * xp.sqrt(square)) * self._slope
+        first = (logit * xp.sqrt(self.variance) + unit * xp.sqrt(square)) * ask.slope
         first = first + ROUND_64 * xp.linalg.vector_norm(self._origin, axis=1)
         first = first / xp.maximum(xp.linalg.vector_norm(moments.mean, axis=1), tiny)
         if ask.want <= {"mean"}:
@@ -254,7 +247,7 @@ class DeviceProducts:
         """Bound the relative error of any form of Cov beside I/S or, in posterior space, beside tr Cov, (B,)."""
         if not self.ask.want:
             return moments.logit_error
-        xp, slope = self.xp, self._slope
+        xp, slope = self.xp, self.ask.slope
         size = 1.0 / self.ask.spread if self.ask.space == "score" else slope**2 * self.variance
         return xp.maximum(moments.logit_error, moments.sum_error / xp.maximum(size, xp.full_like(size, 1e-300)))
 

@@ -11,7 +11,7 @@ from dfmath.backends import double
 from dfmath.backends._compat import Array, array_namespace
 from dfmath.backends.components import Diagonal
 from dfmath.backends.device_index import DeviceIndex
-from dfmath.backends.moments import Space, Want
+from dfmath.backends.moments import Second, Space, Want, multiples_of_identity
 from dfmath.backends.precision import limit
 
 PRODUCT = 2**26  # numbers of a product that is held at a time
@@ -56,6 +56,16 @@ class Ask:
     def spread(self) -> Array:
         """S, one for all components, (B,)."""
         return self.alpha**2 * self.components.variances[0, 0, 0] + self.sigma**2
+
+    @cached_property
+    def slope(self) -> Array:
+        """u_k - u_l = slope (y_k - y_l) in either space, (B,)."""
+        return (self.alpha if self.space == "score" else self.sigma**2) / self.spread
+
+    def within(self) -> Second:
+        """E[G]: a multiple of the identity, as all components have one variance."""
+        size = 1.0 if self.space == "score" else self.sigma**2 * self.components.variances[0, 0, 0]
+        return multiples_of_identity(size / self.spread, self.components.dim, self.want, self.probes)
 
     @cached_property
     def p(self) -> Array:

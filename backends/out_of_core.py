@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from dfmath.backends.components import Whole
+from dfmath.backends.host_copies import on_the_callers_stream
 from dfmath.backends.parts import Outline, Parts, Work
 
 AHEAD = 2  # parts that are being read, or wait: while one is checked, the disk reads the other
@@ -44,10 +45,11 @@ class StreamedParts(Parts):
     def _stream(self, places: Iterable[int]) -> Iterator[tuple[int, Whole]]:
         """Parts in turn, the next ones read while one is worked on."""
         waiting, coming = iter(places), deque[tuple[int, Future[Whole]]]()
+        load = on_the_callers_stream(self.load, self.outline.home)
         with ThreadPoolExecutor(AHEAD, thread_name_prefix="read-ahead") as readers:
 
             def begin(count: int) -> None:
-                coming.extend((i, readers.submit(self.load, i)) for i in islice(waiting, count))
+                coming.extend((i, readers.submit(load, i)) for i in islice(waiting, count))
 
             try:
                 begin(AHEAD)

@@ -16,6 +16,7 @@ import numpy as np
 from dfmath import _checks
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, beside, from_numpy, to_numpy
 from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.host_copies import sent
 from dfmath.backends.out_of_core import StreamedParts
 from dfmath.backends.parts import Outline, Parts
 from dfmath.parameters import (
@@ -53,7 +54,7 @@ def streamed_parts(
         points = rows[here]
         with _checks.on_behalf_of(f"file {str(rows.path)!r}"), _checks.rows_from(here.start):
             _checks.points("points", points)
-        points = from_numpy(points, home)
+        points = sent(points, home)
         return point_components(
             points, uniform(points, len(rows)) if logs is None else from_numpy(logs[here], home, sums)
         )

@@ -59,9 +59,9 @@ def test_bounds_are_above_the_logits(kind, seed, count, dim, offset, scale, nois
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_bounds_without_their_rounding_terms_are_not(kind, monkeypatch):
-    """The test above can fail: bounds from the product alone are below some logits."""
+    """The test above can fail: bounds from the product alone are below some logits, of queries near a point each."""
     points = cloud(0, 24, 200, 0.0, 1.0, np.float32)
-    x = 0.7 * points[:3].astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal((3, 200))
+    x = 0.7 * points.astype(np.float64) + 0.001 * np.random.default_rng(0).standard_normal(points.shape)
     ask = asked(points, x, 0.7, 0.001)
     monkeypatch.setattr(screening, "gamma", lambda terms, unit: 0.0)
     monkeypatch.setattr(bfloat16, "error", lambda dim: 2.0**-12)
