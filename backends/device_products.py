@@ -18,7 +18,7 @@ from dfmath.backends.components import LOG_2PI
 from dfmath.backends.device_memory import room
 from dfmath.backends.device_precision import factor_rounding
 from dfmath.backends.device_request import PRODUCT, Ask
-from dfmath.backends.device_tiles import Law, Tile, largest_lower_bound, weights_and_sums
+from dfmath.backends.device_tiles import Law, Tile, largest_logit, weights_and_sums
 from dfmath.backends.moments import Moments, Second
 from dfmath.backends.precision import ROUND_64, gamma
 
@@ -104,7 +104,7 @@ class DeviceProducts:
         points, norms = index.centred(start, stop, self.dtype), index.norms[start:stop]
         products = xp.matmul(self.steep, points.T)
         tile = Tile(start, products, norms, index.log_weights[start:stop], self.law)
-        top = xp.maximum(self.sums.top, largest_lower_bound(tile))
+        top = xp.maximum(self.sums.top, largest_logit(tile))
         safe = xp.where(top == -math.inf, xp.zeros_like(top), top)
         weights, *sums = weights_and_sums(tile, safe, self.cut)
         self._scale(xp.exp(xp.where(self.sums.top == -math.inf, xp.zeros_like(top), self.sums.top - safe)))

@@ -44,6 +44,7 @@ class Tile:
     log_weights: Array
     law: Law
 
+    @cached_property
     def logits(self) -> Array:
         """Logits up to what all components share, (B, k)."""
         found = array_namespace(self.norms).astype(self.products, self.norms.dtype) * self.law.scale[:, None]
@@ -60,7 +61,14 @@ def largest_lower_bound(tile: Tile) -> Array:
     """Return the largest lower bound of any logit, (B,)."""
     if cuda.usable(tile.products):
         return cuda_passes.largest_lower_bound(tile)
-    return array_namespace(tile.norms).max(tile.logits() - tile.errors(), axis=1)
+    return array_namespace(tile.norms).max(tile.logits - tile.errors(), axis=1)
+
+
+def largest_logit(tile: Tile) -> Array:
+    """Return the largest logit, (B,), of a tile whose law knows no errors."""
+    if cuda.usable(tile.products):
+        return cuda_passes.largest_lower_bound(tile)
+    return array_namespace(tile.norms).max(tile.logits, axis=1)
 
 
 def take_candidates(tile: Tile, threshold: Array, kept: Array, listed: Array) -> Array:
@@ -71,7 +79,7 @@ def take_candidates(tile: Tile, threshold: Array, kept: Array, listed: Array) ->
     if cuda.usable(tile.products):
         return cuda_passes.take_candidates(tile, threshold, kept, listed)
     xp = array_namespace(tile.norms)
-    inside = tile.logits() + tile.errors() >= threshold[:, None]
+    inside = tile.logits + tile.errors() >= threshold[:, None]
     places = kept[:, None] + xp.cumulative_sum(xp.astype(inside, xp.int64), axis=1) - 1
     rows, columns = xp.nonzero(inside & (places < listed.shape[1]))
     listed[rows, places[rows, columns]] = columns + tile.start
@@ -86,7 +94,7 @@ def weights_and_sums(tile: Tile, top: Array, cut: Array) -> tuple[Array, Array, 
     if cuda.usable(tile.products):
         return cuda_passes.weights_and_sums(tile, top, cut)
     xp = array_namespace(tile.norms)
-    below = tile.logits() - top[:, None]
+    below = tile.logits - top[:, None]
     weights = xp.where(below >= -cut[:, None], xp.exp(below), xp.zeros_like(below))
     sums = (xp.sum(weights, axis=1), xp.sum(weights**2, axis=1), xp.matmul(weights, tile.norms**2))
     return xp.astype(weights, tile.products.dtype), *sums

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dfmath.backends._compat import to_numpy
 from dfmath.benchmarks.contenders import CONTENDERS, truth
-from dfmath.benchmarks.timing import interleaved, machine, peak_memory, sgemm_rate, write
+from dfmath.benchmarks.places import PLACES, Place
+from dfmath.benchmarks.timing import interleaved, machine, write
 from dfmath.benchmarks.workloads import levels, points, queries
 
 CHECKED = 4  # queries whose truth is computed: with many points it costs more than everything else
@@ -35,20 +37,23 @@ class Plan:
     queries: int = 256
     levels: int = 18
     rounds: int = 5
+    backend: str = "numpy"
 
 
 def measure(plan: Plan, note: Callable[[str], None], done: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Return all figures; `done` sees them after every level, so that an interruption loses no finished part."""
+    place = PLACES[plan.backend]()
     y = points(plan.data, plan.count)
+    held = place.put(y)
     result: dict[str, Any] = {"data": plan.data, "shape": list(y.shape), "queries": plan.queries}
-    result |= {"machine": machine(), "sgemm flop/s": sgemm_rate(), "tasks": {}}
+    result |= {"backend": plan.backend, "machine": machine(), **place.about(), "tasks": {}}
     for task in plan.tasks:
-        ready, absent = _prepare(y, task, plan.contenders)
+        ready, absent = _prepare(held, task, plan)
         rows: list[dict[str, Any]] = []
         result["tasks"][task] = {"absent": absent, "levels": rows}
         work = 2.0 * MATRIX_PRODUCTS[task] * plan.queries * y.size
         for rho in levels(plan.levels):
-            found = _level(y, float(rho), task, ready, plan)
+            found = _level(y, float(rho), task, ready, plan, place)
             for figures in found.values():
                 figures["share of sgemm"] = work / figures["seconds"] / result["sgemm flop/s"]
             rows.append({"rho": float(rho), "contenders": found})
@@ -57,12 +62,14 @@ def measure(plan: Plan, note: Callable[[str], None], done: Callable[[dict[str, A
     return result
 
 
-def _prepare(y: Any, task: str, chosen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _prepare(y: Any, task: str, plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the contenders for the task that are installed here, and why the others are not."""
     ready, absent = {}, {}
-    for name in chosen:
-        factory, tasks = CONTENDERS[name]
-        if task in tasks:
+    for name in plan.contenders:
+        factory, tasks, backends = CONTENDERS[name]
+        if plan.backend not in backends:
+            absent[name] = f"takes no part on {plan.backend} arrays"
+        elif task in tasks:
             try:
                 ready[name] = factory(y, task)
             except ImportError as reason:
@@ -70,20 +77,21 @@ def _prepare(y: Any, task: str, chosen: tuple[str, ...]) -> tuple[dict[str, Any]
     return ready, absent
 
 
-def _level(y: Any, rho: float, task: str, ready: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Measure one noise level."""
+def _level(y: Any, rho: float, task: str, ready: dict[str, Any], plan: Plan, place: Place) -> dict[str, Any]:
+    """Measure one noise level; queries and results stay where the points are."""
     x, v = queries(y, rho, plan.queries)
     v = np.ascontiguousarray(v if task == "eight products" else v[:, :, :1])
     wanted = truth(y, x[:CHECKED], rho, v[:CHECKED])
-    errors = {name: _errors(evaluate(x, rho, v), wanted) for name, evaluate in ready.items()}  # warms up, too
-    calls = {name: partial(evaluate, x, rho, v) for name, evaluate in ready.items()}
+    there = place.put(x), rho, place.put(v)
+    errors = {name: _errors(evaluate(*there), wanted) for name, evaluate in ready.items()}  # warms up, too
+    calls = {name: place.finished(partial(evaluate, *there)) for name, evaluate in ready.items()}
     seconds = interleaved(calls, plan.rounds)
     return {
         name: {
             "seconds": statistics.median(seconds[name]),
             "rounds": len(seconds[name]),
             "errors": errors[name],
-            "bytes": peak_memory(calls[name]),
+            "bytes": place.peak_memory(calls[name]),
         }
         for name in ready
     }
@@ -93,7 +101,7 @@ def _errors(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, float | 
     """Worst relative error of each quantity; None where the answer is not a number."""
     errors = {}
     for key, value in found.items():
-        got, true = (np.asarray(a, dtype=np.float64)[:CHECKED] for a in (value, wanted[key]))
+        got, true = (to_numpy(a)[:CHECKED].astype(np.float64) for a in (value, wanted[key]))
         got, true = (a.reshape(len(a), -1) for a in (got, true))
         worst = float((np.linalg.norm(got - true, axis=1) / np.linalg.norm(true, axis=1)).max())
         errors[key] = worst if math.isfinite(worst) else None
@@ -117,8 +125,9 @@ def markdown(result: dict[str, Any]) -> str:
     n, d = result["shape"]
     about = result["machine"]
     head = f"# Posterior moments, {result['data']}, {n} x {d}, {result['queries']} queries\n\n"
-    rate = result["sgemm flop/s"] / 1e9
-    head += f"{about['processor']}, {about['cores']} cores, {rate:.0f} GFLOP/s in sgemm; commit {about['commit']}.\n"
+    where = result.get("device") or f"{about['processor']}, {about['cores']} cores"
+    rates = ", ".join(f"{value / 1e9:.0f} G{name}" for name, value in result.items() if name.endswith("/s"))
+    head += f"{where}, {result['backend']} arrays; {rates}; commit {about['commit']}.\n"
     return head + "".join(f"\n## {task}\n\n{_table(part['levels'])}\n" for task, part in result["tasks"].items())
 
 
@@ -175,8 +184,13 @@ def _draw(times: Any, errors: Any, task: str, rows: list[dict[str, Any]]) -> Non
         axis.legend(fontsize=7)
 
 
+def name(data: str, backend: str) -> str:
+    """What files of results are called."""
+    return f"moments_{data}" if backend == "numpy" else f"moments_{data}_{backend}"
+
+
 def save(result: dict[str, Any], folder: Path) -> None:
     """Write JSON and Markdown."""
-    stem = folder / f"moments_{result['data']}"
+    stem = folder / name(result["data"], result["backend"])
     write(stem.with_suffix(".json"), json.dumps(result, indent=1))
     write(stem.with_suffix(".md"), markdown(result))

@@ -22,27 +22,33 @@ def moments(
     queries: Annotated[int, typer.Option(help="Queries at each level.")] = 256,
     levels: Annotated[int, typer.Option(help="Noise levels of the EDM grid, 80 to 0.002.")] = 18,
     rounds: Annotated[int, typer.Option(help="Timed calls of everybody at each level.")] = 5,
+    backend: Annotated[str, typer.Option(help="Arrays: numpy, torch (CPU), cuda (torch) or cupy.")] = "numpy",
     output: Output = "bench",
     json: Json = False,
 ) -> int:
     """Posterior mean and tr F, F v and F V(8), beside torch, NumPy, JAX and KeOps."""
     from dfmath import report
-    from dfmath.benchmarks import contenders, timing, workloads
+    from dfmath.benchmarks import contenders, places, timing, workloads
     from dfmath.benchmarks import moments as run
 
     peers = tuple(name for name in contenders.CONTENDERS if name != "dfmath")
+    numbers = (("queries", queries), ("levels", levels), ("rounds", rounds))
+    queries, levels, rounds = (_checks.positive_integer(name, value) for name, value in numbers)
     plan = run.Plan(
         _checks.one_of("data", data, workloads.NAMES),
         tuple(_checks.one_of("task", t, contenders.TASKS) for t in task or contenders.TASKS),
         ("dfmath", *(_checks.one_of("contender", c, peers) for c in contender or peers)),
         None if count is None else _checks.positive_integer("count", count),
-        *(_checks.positive_integer(n, v) for n, v in (("queries", queries), ("levels", levels), ("rounds", rounds))),
+        queries,
+        levels,
+        rounds,
+        _checks.one_of("backend", backend, tuple(places.PLACES)),
     )
     folder = timing.folder(output)
     with progress("benchmark", len(plan.tasks) * plan.levels) as advance:
         result = run.measure(plan, advance, lambda so_far: run.save(so_far, folder))
     report.print_json(result) if json else print(run.markdown(result))
-    save(run.figure(result), str(folder / f"moments_{plan.data}.png"), json)
+    save(run.figure(result), str(folder / f"{run.name(plan.data, plan.backend)}.png"), json)
     return 0
 
 

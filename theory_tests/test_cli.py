@@ -51,6 +51,7 @@ BAD = [
     (["bench", "moments", "--data", "nothing"], "data", "nothing"),
     (["bench", "moments", "--task", "one produce"], "task", "one product"),
     (["bench", "moments", "--contender", "torch"], "contender", "torch"),
+    (["bench", "moments", "--backend", "cud"], "backend", "cuda"),
     (["bench", "moments", "--rounds", "0"], "rounds must be a positive integer", "0"),
     (["bench", "moments", "--output", "text.npy"], "output must name a folder", "text.npy"),
     (["bench", "flow", "--starts", "0"], "starts must be a positive integer", "0"),
@@ -121,6 +122,23 @@ def test_bench_writes_json_a_table_and_a_figure(folder: Path) -> None:
         assert ours["seconds"] > 0 and ours["errors"]["product"] < 1e-5 and ours["share of sgemm"] > 0
     assert "geometric mean" in (folder / "results" / "moments_digits.md").read_text()
     assert (folder / "results" / "moments_digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_on_torch_tensors_and_without_a_device(folder: Path) -> None:
+    options = ["--count", "600", "--levels", "2", "--queries", "5", "--rounds", "1", "--output", "results", "--json"]
+    done = _run(folder, "bench", "moments", *options, "--backend", "torch", "--contender", "torch attention")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "results" / "moments_digits_torch.json").read_text())
+    assert found["backend"] == "torch"
+    for level in found["tasks"]["mean and trace"]["levels"]:
+        assert all(max(figures["errors"].values()) < 1e-4 for figures in level["contenders"].values())
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        done = _run(folder, "bench", "moments", *options, "--backend", "cuda")
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr == (
+            "dfmath: backend 'cuda' needs a CUDA device that torch sees, got none; 'dfmath info' lists devices\n"
+        )
 
 
 def test_bench_flow_compares_the_same_map(folder: Path) -> None:

@@ -11,9 +11,11 @@ import cuda_on_host
 import numpy as np
 import pytest
 import torch
-from dfmath.backends import array_api, cuda, cuda_passes, device_tiles
+from dfmath.backends import array_api, cuda, cuda_passes, device, device_tiles, merge, use
 from dfmath.backends.device_tiles import Law, Tile
 from test_device import agree, asked, cloud
+
+from dfmath import PointMasses
 
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="needs g++ to compile the kernels for the host")
 FORMS = frozenset({"mean", "trace", "product", "diagonal"})
@@ -129,8 +131,6 @@ def test_single_precision_and_mixtures(kernels):
 
 def test_nothing_depends_on_the_order_of_threads_and_blocks(kernels):
     """Turned round, every thread and block comes in another order: the results have the same bits."""
-    from dfmath.backends import device
-
     found = []
     for backwards in (False, True):
         kernels.backwards = backwards
@@ -151,24 +151,14 @@ def test_dense_matrices_are_gathered(kernels):
 
 def test_points_in_any_order_of_memory(kernels):
     """Tensors that are views, such as transposed ones, are laid out before their memory is read."""
-    from dfmath import PointMasses
-
     held = torch.from_numpy(np.ascontiguousarray(cloud("digits").T)).T
     assert not held.is_contiguous()
     x = held[:3] + 0.02
     found = PointMasses(held).diffuse(1.0, 0.05).score(x)
     assert any(name.startswith("squared_distances") for name in kernels.started)
-    wanted = array_api_score(held, x)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-
-
-def array_api_score(points, x):
-    from dfmath.backends import use
-
-    from dfmath import PointMasses
-
     with use(array_api.name):
-        return PointMasses(points).diffuse(1.0, 0.05).score(x)
+        wanted = PointMasses(held).diffuse(1.0, 0.05).score(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc to compile for devices")
@@ -178,3 +168,17 @@ def test_kernels_compile_for_devices(tmp_path, architecture):
     flags = ["-std=c++17", "-fmad=false", f"-arch={architecture}", "-Werror", "all-warnings"]
     subprocess.run([shutil.which("nvcc"), "-ptx", *flags, "-o", target, cuda.SOURCE], check=True, capture_output=True)
     assert target.read_text().count(".entry") == 14
+
+
+def test_means_are_kept_in_two_terms(kernels):
+    """Far from the origin what joins two halves of the components is the difference of their means."""
+    points = cloud("digits")[:600] + 1e6
+    points = np.concatenate([points, points + 1e-4])
+    x, whole, alpha, sigma, options = asked(points, 0.01, space="posterior", count=4, variance=1e-6)
+    options |= {"want": frozenset({"trace"})}
+    wanted = array_api.posterior_moments(x, whole, alpha, sigma, **options)
+    halves = [whole.tile(start, start + 600, torch.float64) for start in (0, 600)]
+    parts = [device.posterior_moments(x, half, alpha, sigma, **options) for half in halves]
+    assert kernels.started.count("sums_of_offsets_double") == 2
+    found = merge(*parts, options["want"])
+    torch.testing.assert_close(found.between.trace, wanted.between.trace, rtol=1e-9, atol=0.0)

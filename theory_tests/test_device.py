@@ -127,7 +127,7 @@ def test_bounds_contain_the_logits(seed, dim, log_scale, log_offset, log_sigma):
     ones = torch.ones(5, dtype=torch.float64)
     ask = device.Ask(x, parts, index_of(parts), ones, 10.0**log_sigma * ones, WANT, "score", None, 0.0, 0.0)
     (tile,) = device._tiles(ask)
-    logits, error = tile.logits(), tile.errors()
+    logits, error = tile.logits, tile.errors()
     gaps = x.numpy().astype(np.longdouble)[:, None, :] - points.astype(np.longdouble)[None]
     spread = np.longdouble(10.0**log_sigma) ** 2
     centred = x.numpy().astype(np.longdouble) - index_of(parts).centre.numpy()  # |p|^2/(2 S) is what all share
