@@ -7,11 +7,12 @@ that its accuracy allows:
 - two dense products, in the results' precision or in float64, where an estimate says that rounding cannot show
   (`device_products`);
 - where few components matter, one product in single precision with a certified bound of its rounding chooses them, and
-  they are taken up again from differences by the reference, gathered (`candidates` below);
+  they are taken up again from differences (`candidates` below);
 - the reference elsewhere, which is right everywhere.
 
-The same lines run on CuPy arrays and on torch tensors of any device; other namespaces and covariance forms, and tensors
-that autograd is recording, go to the reference.
+The same lines run on CuPy arrays and on torch tensors of any device. On CUDA devices, where CuPy is installed, passes
+over products and sums over few components are fused kernels (`cuda`). Other namespaces and covariance forms, and
+tensors that autograd is recording, go to the reference.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ import numpy as np
 
 from dfmath._checks import positive_integer
 from dfmath.backends._compat import to_numpy
+from dfmath.marginal import Marginal
 from dfmath.priors import Prior
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TOGETHER = 2**22  # numbers of the matrices that are decomposed at a time: each time all points are gone through
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,26 @@ def fisher_profile(prior: Prior, rho: float, n: int = 64, seed: int = 0, spectru
     n, seed
         Number of draws from q, and their seed.
     spectrum
-        Also decompose F and P, a d x d matrix for each draw, one at a time.
+        Also decompose F and P, a d x d matrix for each draw, some at a time.
     """
     marginal = prior.diffuse(1.0, rho)
-    fisher = marginal.fisher(marginal.sample(positive_integer("n", n), seed))
-    trace = rho**2 * to_numpy(fisher.trace()).astype(np.float64) / prior.dim
+    x = marginal.sample(positive_integer("n", n), seed)
+    trace = rho**2 * to_numpy(marginal.fisher(x).trace()).astype(np.float64) / prior.dim
     if not spectrum:
         return LevelProfile(rho, *_mean(trace), None, None, None)
-    rows = [_spectrum(fisher.row(i).posterior_covariance()) for i in range(n)]  # type: ignore[attr-defined]
+    rows = _spectra(marginal, x)
     quantiles = np.mean([np.quantile(1.0 - values / rho**2, QUANTILES) for values in rows], axis=0)
     ranks = np.array([_effective_rank(values) for values in rows if values.max() > 0.0])
     rank = _mean(ranks) if ranks.size else (None, None)
     return LevelProfile(rho, *_mean(trace), tuple(float(q) for q in quantiles), *rank)
 
 
-def _spectrum(covariance: Any) -> Any:
-    return np.maximum(to_numpy(covariance.eigvalsh())[0].astype(np.float64), 0.0)
+def _spectra(marginal: Marginal, x: Any) -> Any:
+    """Eigenvalues of P at each x, (n, d)."""
+    count, dim = x.shape
+    step = max(1, TOGETHER // dim**2)
+    parts = [marginal.fisher(x[i : i + step, :]).posterior_covariance().eigvalsh() for i in range(0, count, step)]
+    return np.maximum(np.concatenate([to_numpy(part) for part in parts]).astype(np.float64), 0.0)
 
 
 def _effective_rank(values: Any) -> float:
