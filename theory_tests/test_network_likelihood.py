@@ -64,7 +64,7 @@ def test_hutchinson_is_unbiased_and_knows_its_error(prior):
     schedule = VP.linear()
     q = prior.diffuse(*schedule(0.05))
     x, end = q.sample(4, seed=0), exact_end(prior, schedule, 1.0)
-    options = {"trace": "hutchinson", "rtol": 1e-6, "atol": 1e-7, "terminal": end}
+    options = {"trace": "hutchinson", "rtol": 1e-4, "atol": 1e-5, "terminal": end}  # far below the estimate's own error
     found = network_log_likelihood(ideal(prior, schedule), x, 0.05, 1.0, probes=300, seed=0, **options)
     off = (found.log_density - q.log_density(x)).abs()
     assert (off < 5.0 * found.standard_error).all() and (found.standard_error < 0.3).all()
