@@ -184,6 +184,11 @@ def test_mixtures_in_chunks(form, rows):
     there = given if isinstance(given, float | LowRank) else chunked(given, 3)  # rechunked as the means are
     parts = GaussianMixture(chunked(means, rows), there, chunked(weights, 6))
     compare(one, parts, one.diffuse(0.9, 0.5).sample(5, seed=0), 0.5)
+    assert parts.components.common == one.components.common
+    for start, stop in ((0, 20), (3, 9), (8, 9), (6, 20)):  # also from the middle of a part, and over several
+        ours, theirs = (prior.components.tile(start, stop, np.float64) for prior in (parts, one))
+        for name, whole in vars(theirs).items():
+            np.testing.assert_allclose(np.broadcast_to(getattr(ours, name), whole.shape), whole, rtol=1e-14)
 
 
 def test_empty_chunks_do_no_harm():
