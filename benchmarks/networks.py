@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from dfmath.benchmarks import timing
+from dfmath.benchmarks.places import PLACES
 from dfmath.integrations.torch import ScoreNetwork
 from dfmath.integrations.trace_model import DataScale, TraceModel
 
@@ -19,6 +20,7 @@ from dfmath.schedules import Discrete
 
 Tensor = torch.Tensor
 T, TABLE = 300, np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))  # Ho et al. 2020
+DEVICES = {"torch": "cpu", "cuda": "cuda"}  # of each kind of tensors
 NAMES = (
     "network alone",
     "noise and trace, riding head",
@@ -73,20 +75,22 @@ def parameters() -> int:
     return sum(p.numel() for p in unet().parameters())
 
 
-def measure(batch: int, rounds: int, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(batch: int, rounds: int, backend: str, advance: Callable[[str], None]) -> dict[str, Any]:
     """Times in one process, peak memory of each in a process of its own."""
-    memory = {}
+    memory, place = {}, PLACES[backend]()
     for name in NAMES:
         with multiprocessing.get_context("spawn").Pool(1) as alone:
-            memory[name] = alone.apply(_peak, (name, batch))
+            memory[name] = alone.apply(_peak, (name, batch, backend))
         advance(f"memory: {name}")
-    ways = calls(batch)
+    ways = {name: place.finished(call) for name, call in calls(batch, DEVICES[backend]).items()}
     for call in ways.values():
         call()
     seconds = timing.interleaved(ways, rounds, patience=120.0, rest=0.0)
     advance("time")
     return {
         "machine": timing.machine(),
+        "backend": backend,
+        **place.about(),
         "parameters": parameters(),
         "batch": batch,
         "seconds": {name: statistics.median(found) for name, found in seconds.items()},
@@ -94,19 +98,20 @@ def measure(batch: int, rounds: int, advance: Callable[[str], None]) -> dict[str
     }
 
 
-def _peak(name: str, batch: int) -> int | None:
+def _peak(name: str, batch: int, backend: str) -> int | None:
     """Bytes that a call adds, at most, to a process that has made the network and called it for one state."""
-    calls(1)[name]()
-    return timing.peak_memory(calls(batch)[name])
+    calls(1, DEVICES[backend])[name]()
+    return PLACES[backend]().peak_memory(calls(batch, DEVICES[backend])[name])
 
 
 def markdown(result: dict[str, Any]) -> str:
     """One row for each way, as multiples of the network alone and of Hutchinson by hand."""
     time, memory = result["seconds"], result["peak memory"]
-    alone, by_hand = NAMES[0], NAMES[2]
+    alone, by_hand, machine = NAMES[0], NAMES[2], result["machine"]
+    where = result.get("device") or f"{machine['processor']}, {machine['cores']} cores"
     lines = [
         f"UNet2DModel of {result['parameters'] / 1e6:.1f} M parameters, {result['batch']} images of 32 x 32, "
-        f"{result['machine']['processor']}, {result['machine']['cores']} cores, commit {result['machine']['commit']}",
+        f"{where}; commit {result['machine']['commit']}",
         "",
         "| what | time / network alone | time / Hutchinson by hand | peak memory, MiB | of Hutchinson by hand |",
         "|---|---|---|---|---|",
@@ -121,6 +126,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def save(result: dict[str, Any], folder: Path) -> None:
-    """Write network.json and network.md."""
-    timing.write(folder / "network.json", json.dumps(result, indent=1) + "\n")
-    timing.write(folder / "network.md", markdown(result))
+    """Write network.json and network.md, with the device's kind in their names where it is none of torch's host."""
+    stem = "network" if result["backend"] == "torch" else f"network_{result['backend']}"
+    timing.write(folder / f"{stem}.json", json.dumps(result, indent=1) + "\n")
+    timing.write(folder / f"{stem}.md", markdown(result))

@@ -114,6 +114,7 @@ def scaling(
 def network(
     batch: Annotated[int, typer.Option(help="Images in a call.")] = 16,
     rounds: Annotated[int, typer.Option(help="Timed calls of each.")] = 7,
+    backend: Annotated[str, typer.Option(help="Tensors: torch (CPU) or cuda.")] = "torch",
     output: Output = "bench",
     json: Json = False,
 ) -> int:
@@ -121,7 +122,9 @@ def network(
     needs("bench network", "diffusers", "torch", "diffusers", "safetensors")
     from dfmath.benchmarks import networks
 
-    return _on_a_unet(networks, len(networks.NAMES) + 1, batch, rounds, output, json)
+    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
+    backend = _checks.one_of("backend", backend, tuple(networks.DEVICES))
+    return _written(networks, output, json, len(networks.NAMES) + 1, batch, rounds, backend)
 
 
 @bench.command()
@@ -135,7 +138,8 @@ def sampling(
     needs("bench sampling", "diffusers", "torch", "diffusers", "safetensors")
     from dfmath.benchmarks import sampling as run
 
-    return _on_a_unet(run, 2, batch, rounds, output, json)
+    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
+    return _written(run, output, json, 2, batch, rounds)
 
 
 @bench.command()
@@ -180,9 +184,3 @@ def _written(run: Any, output: str, json: bool, parts: int, *arguments: Any) -> 
     run.save(result, folder)
     report.print_json(result) if json else print(run.markdown(result))
     return 0
-
-
-def _on_a_unet(run: Any, parts: int, batch: int, rounds: int, output: str, json: bool) -> int:
-    """Measure on images in a batch."""
-    batch, rounds = _checks.positive_integer("batch", batch), _checks.positive_integer("rounds", rounds)
-    return _written(run, output, json, parts, batch, rounds)
