@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import textwrap
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dfmath import files
 from dfmath.backends._compat import to_numpy
 from dfmath.flow import probability_flow
 from dfmath.profile import QUANTILES, LevelProfile
@@ -23,45 +22,14 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def destination(path: str | Path) -> Path:
     """Return the path of a figure to be written, or say why it can't be: before the work, not after it."""
-    if not str(path):
-        raise ValueError("plot must name a file, got an empty name")
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"plot must end in one of {', '.join(FORMATS)}, got {str(path)!r}")
-    if path.is_dir():
-        raise ValueError(f"plot must name a file, got {str(path)!r}, which is a folder")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"plot must be in a folder that exists, got {str(path)!r}")
-    if not _writable(folder):
-        raise ValueError(f"plot must be in a folder that can be written to, got {str(path)!r}")
-    return path
-
-
-def _writable(folder: Path) -> bool:
-    """Whether files can be made here: permissions alone don't tell, on file systems that take none."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return False
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
+    return files.destination("plot", path, FORMATS)
 
 
 def save(figure: Any, path: str | Path) -> Path:
     """Write a figure to a temporary name beside `path`, then rename: an interruption leaves no half a file."""
     path = destination(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with files.replacing("plot", path) as temporary:
         figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"plot can't be written to {str(path)!r}: {error.strerror or 'the system refused it'}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return path
 
 

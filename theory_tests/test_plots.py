@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfmath import PointMasses, plots
+from dfmath import PointMasses, files, plots
 from dfmath.profile import LevelProfile, fisher_profile
 from dfmath.transport import ot_check
 
@@ -40,7 +40,7 @@ def test_a_folder_is_no_destination(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_writable", lambda folder: False)
+    monkeypatch.setattr(files, "_writable", lambda folder: False)
     with pytest.raises(ValueError, match="can be written"):
         plots.destination(tmp_path / "figure.png")
 
