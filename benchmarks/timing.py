@@ -108,8 +108,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    """The commit of these sources; None where they lie in no repository, or installed in a folder of another's."""
+    return _git("describe", "--always", "--dirty") if _git("ls-files", Path(__file__).name) else None
+
+
+def _git(*command: str) -> str | None:
+    try:
+        found = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return None
     return found.stdout.strip() or None
 
 

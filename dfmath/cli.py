@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,7 +33,7 @@ try:
 
     from dfmath.cli_bench import bench
     from dfmath.cli_reproduce import reproduce
-    from dfmath.console import Json, needs, progress, save
+    from dfmath.console import Json, needs, progress, save, wrote
 except KeyboardInterrupt:
     _interrupted()
 
@@ -116,6 +118,9 @@ def verify(
     limit: Limit = 20_000,
     seed: Seed = 0,
     cluster: Cluster = None,
+    page_file: Annotated[
+        str | None, typer.Option("--report", metavar="FILE", help="Write a page with all of it (.html).")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Check every theorem on the digits, or on your own data.
@@ -124,13 +129,16 @@ def verify(
     """
     if cluster is not None and backend != "dask":
         raise ValueError(f"--cluster belongs to --backend dask, got it beside {backend!r}")
-    from dfmath import report
+    from dfmath import page, report
     from dfmath.theorems import run
 
+    if page_file is not None:
+        page.destination(page_file, "report")
     seed, numbers = _checks.random_seed(seed), _numbers(only)
     levels, theorems = run.noise_levels(rho_max, rho_min), run.select(numbers)
     run.builder(_array_backend(backend), dtype)
     points, name = _points(data, limit, seed)
+    begun = time.perf_counter()
     with _on(cluster), progress("verifying", len(theorems)) as advance:
         subject = run.model(points, mixture, backend, dtype, seed)
         results = run.verify(
@@ -144,7 +152,10 @@ def verify(
     counts = {v: sum(r.verdict == v for r in results) for v in ("pass", "fail", "not applicable")}
     kind = name if mixture is None else f"a mixture of {report.plural(mixture, 'Gaussian')} fitted to {name}"
     about = {"data": kind, "shape": list(points.shape), "backend": backend, "dtype": dtype, "seed": seed}
+    seconds = time.perf_counter() - begun
     _show_theorems(results, counts, about, levels, json)
+    if page_file is not None:
+        _write_page(page_file, results, {**about, "rho": f"{rho_max:g} to {rho_min:g}"}, seconds, json)
     return 1 if counts["fail"] else 0
 
 
@@ -177,6 +188,14 @@ def _show_theorems(results: list[Any], counts: dict[str, int], about: dict[str, 
     print(f"{total}: {counts['pass']} pass, {counts['not applicable']} not applicable, {len(failed)} fail")
     for line in failed:
         print(f"FAILED {line}")
+
+
+def _write_page(path: str, results: list[Any], about: dict[str, Any], seconds: float, json: bool) -> None:
+    from dfmath import page
+    from dfmath.verification_page import verification_page
+
+    about = {"command": shlex.join(["dfmath", *sys.argv[1:]]), **about}
+    wrote("report", page.save(verification_page(results, about, seconds), path, "report"), json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +26,12 @@ def save(figure: Any, plot: str, json: bool) -> None:
     """Write a figure and say where; where programs read standard output, say it beside."""
     from dfmath import plots
 
-    print(f"figure: {plots.save(figure, plot)}", file=sys.stderr if json else sys.stdout)
+    wrote("figure", plots.save(figure, plot), json)
+
+
+def wrote(what: str, path: Path, json: bool) -> None:
+    """Say where something is; where programs read standard output, say it beside."""
+    print(f"{what}: {path}", file=sys.stderr if json else sys.stdout)
 
 
 @contextmanager

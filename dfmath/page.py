@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import io
 import itertools
 import math
 import re
@@ -121,7 +120,9 @@ def table(headings: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str, 
     """
     body = [_row(headings, row) for row in rows]
     head = element("thead", element("tr", *(element("th", heading, scope="col") for heading in headings)))
-    whole = element("table", element("caption", caption), head, element("tbody", *body), class_=name or None)
+    whole = element(
+        "table", element("caption", element("div", caption)), head, element("tbody", *body), class_=name or None
+    )
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
@@ -158,15 +159,9 @@ def formula(latex: str, display: bool = True) -> Markup:
     ValueError
         If it holds a command that can't be converted.
     """
-    from latex2mathml.converter import convert
+    from dfmath.mathml import convert
 
-    try:
-        found = convert(latex, display="block" if display else "inline")
-    except Exception as error:  # the converter has a dozen kinds of its own, without a common root
-        raise ValueError(f"latex must be convertible to MathML, got {latex!r}: {type(error).__name__}") from None
-    if "\\" in found:  # what it does not know it copies
-        raise ValueError(f"latex must hold known commands alone, got {latex!r}")
-    return Markup(found.replace("<math ", f'<math alttext="{escape(latex, quote=True)}" ', 1))
+    return Markup(convert(latex, display))
 
 
 def figure(drawing: Any, caption: Any, description: str | None = None) -> Markup:
@@ -181,12 +176,9 @@ def figure(drawing: Any, caption: Any, description: str | None = None) -> Markup
     description
         What it shows, for those who don't see it; the caption by default.
     """
-    from matplotlib import rc_context
+    from dfmath import plots
 
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "dfmath"}):
-        drawing.savefig(buffer, format="svg", transparent=True)
-    drawn = _inline(buffer.getvalue(), f"figure{next(_figures)}-", str(description or caption))
+    drawn = _inline(plots.svg(drawing), f"figure{next(_figures)}-", str(description or caption))
     return element("figure", element("div", drawn, class_="scroll"), element("figcaption", caption))
 
 

@@ -20,6 +20,7 @@ a { color: var(--link); }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 0.5rem; }
+caption div { max-width: min(46rem, calc(100vw - 2rem)); position: sticky; left: 0; }
 th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; }
 thead th { border-bottom: 2px solid var(--line); }
@@ -28,7 +29,8 @@ tbody th { font-weight: inherit; }
 figure { margin: 1rem 0; max-width: 100%; }
 figure img { max-width: 100%; height: auto; }
 figure svg { display: block; height: auto; max-width: 100%; min-width: min(100%, 21rem); }
-math[display="block"] { text-align: left; margin: 0.5rem 0; max-width: 100%; overflow-x: auto; overflow-y: hidden; }
+math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math, serif; }
+math[display="block"] { text-align: left; padding: 0.4rem 0; max-width: 100%; overflow-x: auto; overflow-y: hidden; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }
 pre { overflow-x: auto; padding: 0.7rem; background: var(--soft); border: 1px solid var(--line); border-radius: 4px; }
 summary { cursor: pointer; }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dfmath import files
 from dfmath.backends._compat import to_numpy
 from dfmath.flow import probability_flow
 from dfmath.profile import QUANTILES, LevelProfile
+from dfmath.theorems.run import Level
 from dfmath.transport import OTReport
 
 MOST_STARS = 20_000
@@ -31,6 +34,16 @@ def save(figure: Any, path: str | Path) -> Path:
     with files.replacing("plot", path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
+
+
+def svg(figure: Any) -> str:
+    """Return a figure as SVG, letters as shapes: it looks the same where its fonts are missing."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "dfmath"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    return buffer.getvalue()
 
 
 def _figure(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, Any]:
@@ -146,3 +159,43 @@ def _paths(prior: Any, starts: Any, rho_max: float, rho_min: float, steps: int =
         z = probability_flow(prior, z, float(high), float(low), rtol=1e-6).x
         states.append(to_numpy(z) / math.hypot(1.0, low))
     return np.stack(states)
+
+
+_WITHIN, _BEYOND = "#3a87c8", "#d55e00"  # seen on white and on black; told apart by their shapes, too
+
+
+def discrepancies(levels: Sequence[Level], limits: tuple[float, float]) -> Any:
+    """Draw a theorem's discrepancies against the noise level, log-log, with what is allowed as dashes.
+
+    Parameters
+    ----------
+    levels
+        At least one. Dots are within what is allowed, crosses beyond it; triangles lie on the edge: on the
+        lower one zeros and what is as small, on the upper one what is not finite.
+    limits
+        Of the axis of discrepancies.
+    """
+    figure, (axis,) = _figure(1, width=2.7, height=1.8)
+    rho, found, allowed = np.array([(level.rho, level.discrepancy, level.threshold) for level in levels]).T
+    height = np.nan_to_num(found, nan=np.inf).clip(*limits)
+    axis.loglog(rho, np.where(allowed > 0, allowed, np.nan), "--", color="black", linewidth=1.0)
+    axis.loglog(rho, height, color="0.5", linewidth=0.7)
+    for x, y, value, most in zip(rho, height, found, allowed, strict=True):
+        edge = "v" if value < limits[0] else None if value <= limits[1] else "^"
+        shape, colour, size = ("o", _WITHIN, 4.0) if value <= most else ("X", _BEYOND, 7.0)
+        axis.plot(x, y, edge or shape, color=colour, markersize=6.0 if edge else size, markeredgewidth=0, clip_on=False)
+    _few_ticks(axis, rho, limits)
+    return figure
+
+
+def _few_ticks(axis: Any, rho: Any, limits: tuple[float, float]) -> None:
+    """A tick at each second or so power of ten, in small letters that a small panel has room for."""
+    axis.minorticks_off()
+    axis.tick_params(labelsize=8)
+    axis.set_xlabel(r"$\rho$", fontsize=8)
+    for name, (low, high) in (("x", (rho.min() / 1.5, rho.max() * 1.5)), ("y", limits)):
+        powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        chosen = powers[:: max(1, len(powers) // 4)]
+        labels = [f"{10.0**k:g}" if abs(k) < 4 else f"1e{k}" for k in chosen]
+        axis.set(**{f"{name}lim": (low, high), f"{name}ticks": [10.0**k for k in chosen], f"{name}ticklabels": labels})
+    axis.grid(alpha=0.25)

@@ -131,7 +131,7 @@ def _endpoint(case: Case, variant: str, draws: Any, **known: Any) -> Any:
 @theorem(
     "4.4",
     "DF-EA, endpoint approximation",
-    r"F_{EA} v = v/\sigma^2 - (\alpha^2/\sigma^4)[\hat x (\hat x \cdot v) - m (m \cdot v)]",
+    r"F_\mathrm{EA} v = v/\sigma^2 - (\alpha^2/\sigma^4)[\hat x (\hat x \cdot v) - m (m \cdot v)]",
     f"{PAPER}, Alg. 2",
 )
 def df_ea(case: Case) -> Outcome:
@@ -147,7 +147,7 @@ def df_ea(case: Case) -> Outcome:
 @theorem(
     "4.5",
     "DF-EA error bound",
-    r"|F_{EA} - F|_{HS} \le \frac{\alpha^2}{\sigma^4}\sqrt{R^4 + (R + \tfrac{\sigma}{\alpha}\delta_2)^4}",
+    r"|F_\mathrm{EA} - F|_\mathrm{HS} \le \frac{\alpha^2}{\sigma^4}\sqrt{R^4 + (R + \tfrac{\sigma}{\alpha}\delta_2)^4}",
     f"sharpened from {PAPER}",
     "support in a ball around 0",
 )

@@ -68,7 +68,7 @@ def mean_score(case: Case) -> Outcome:
     return standard_errors(scores @ case.v64[0], slack=_slack(case, float(np.abs(scores).max()) * math.sqrt(case.dim)))
 
 
-@theorem("1.9", "Bochner's identity", r"E[F] = E[s s^T] =: J", "classical")
+@theorem("1.9", "Bochner's identity", r"J \coloneqq E[s s^T] = E[F]", "classical")
 def bochner(case: Case) -> Outcome:
     """tr F - |s|^2 has mean zero over q."""
     gap = case.host(case.marginal.fisher(case.samples).trace()) - (case.sample_scores**2).sum(axis=1)
