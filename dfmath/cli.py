@@ -1,4 +1,4 @@
-"""The command line: ``dfmath verify``, ``fisher``, ``ot-test``, ``bench`` and ``info``."""
+"""The command line: ``dfmath verify``, ``fisher``, ``ot-test``, ``look``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ Cluster = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Dask scheduler to compute on, such as tcp://host:8786, or 'local'."),
 ]
+Mixture = Annotated[int | None, typer.Option(help="Fit a Gaussian mixture with this many components.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(metavar="NUMBER", help="Theorem number, such as 1.2 or 3; repeat it, or separate by commas."),
@@ -107,7 +108,7 @@ def _start(
 @app.command()
 def verify(
     data: Data = None,
-    mixture: Annotated[int | None, typer.Option(help="Fit a Gaussian mixture with this many components.")] = None,
+    mixture: Mixture = None,
     backend: Annotated[
         str, typer.Option(help="numba, array-api, array-api-strict, torch, jax, cupy or dask.")
     ] = "numba",
@@ -129,7 +130,7 @@ def verify(
     """
     if cluster is not None and backend != "dask":
         raise ValueError(f"--cluster belongs to --backend dask, got it beside {backend!r}")
-    from dfmath import page, report
+    from dfmath import page
     from dfmath.theorems import run
 
     if page_file is not None:
@@ -150,13 +151,25 @@ def verify(
             progress=lambda t: advance(f"{t.number} {t.title}"),
         )
     counts = {v: sum(r.verdict == v for r in results) for v in ("pass", "fail", "not applicable")}
-    kind = name if mixture is None else f"a mixture of {report.plural(mixture, 'Gaussian')} fitted to {name}"
-    about = {"data": kind, "shape": list(points.shape), "backend": backend, "dtype": dtype, "seed": seed}
+    about = {
+        "data": _called(name, mixture),
+        "shape": list(points.shape),
+        "backend": backend,
+        "dtype": dtype,
+        "seed": seed,
+    }
     seconds = time.perf_counter() - begun
     _show_theorems(results, counts, about, levels, json)
     if page_file is not None:
         _write_page(page_file, results, {**about, "rho": f"{rho_max:g} to {rho_min:g}"}, seconds, json)
     return 1 if counts["fail"] else 0
+
+
+def _called(name: str, mixture: int | None) -> str:
+    """What the data, or a mixture fitted to them, are called."""
+    from dfmath.report import plural
+
+    return name if mixture is None else f"a mixture of {plural(mixture, 'Gaussian')} fitted to {name}"
 
 
 def _numbers(only: list[str] | None) -> list[str] | None:
@@ -402,6 +415,43 @@ def _plain(rows: list[tuple[str, str, Any, float]]) -> list[dict[str, Any]]:
         }
         for data, schedule, r, difference in rows
     ]
+
+
+@app.command()
+def look(
+    data: PlaneData = None,
+    mixture: Mixture = None,
+    rho_max: Annotated[
+        float | None, typer.Option(help="Highest noise-to-signal ratio. Default: ten times the data's extent.")
+    ] = None,
+    rho_min: Annotated[
+        float | None, typer.Option(help="Lowest noise-to-signal ratio. Default: a 50th of the data's extent.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Number of noise levels, at most 100.")] = 31,
+    starts: Annotated[int, typer.Option(help="Number of trajectories, at most 50.")] = 9,
+    output: Annotated[str, typer.Option(metavar="FILE", help="Where the page is written (.html).")] = "look.html",
+    limit: Limit = 20_000,
+    seed: Seed = 0,
+) -> int:
+    """A page with a slider over the noise level: density, score, F and flow of data in the plane.
+
+    It needs neither a server nor a network.
+    """
+    from dfmath import page
+    from dfmath.explorer import explore
+    from dfmath.theorems.run import model
+    from dfmath.transport import official_points
+
+    page.destination(output, "output")
+    points, name = (official_points().points, "three points") if data is None else _points(data, limit, seed)
+    if points.shape[-1] != 2:
+        raise ValueError(f"data must have dimension 2 to be looked at, got {points.shape[-1]}")
+    prior, title = model(points, mixture, seed=seed).prior, f"A look at {_called(name, mixture)}"
+    with progress("noise levels", frames) as advance:
+        work = partial(explore, prior, rho_max, rho_min, frames=frames, starts=starts, seed=seed, title=title)
+        shown = work(progress=lambda rho: advance(f"rho = {rho:.3g}"))
+    wrote("page", page.save(shown.html, output, "output"), False)
+    return 0
 
 
 @app.command()

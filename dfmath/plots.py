@@ -110,7 +110,7 @@ def trajectories(cases: list[tuple[str, Any, OTReport]], rho_max: float, rho_min
     largest = max(float(report.asymmetry.values[:shown].max()) for _, _, report in cases)
     for axis, (title, prior, report) in zip(axes, cases, strict=True):
         paths = _paths(prior, report.starts[:shown], rho_max, rho_min)
-        _draw_data(axis, _centres(prior))
+        _draw_data(axis, centres(prior))
         lines = _draw_paths(axis, paths, report.asymmetry.values[:shown], max(largest, 1e-12))
         axis.plot(*paths[0].T, "o", color="0.3", markersize=3.5, zorder=3, label="starts")
         axis.set(title=textwrap.fill(title, 44), xlabel=_SCALED.format(1), ylabel=_SCALED.format(2))
@@ -123,8 +123,8 @@ def trajectories(cases: list[tuple[str, Any, OTReport]], rho_max: float, rho_min
 _SCALED = r"$z_{}/\sqrt{{1+\rho^2}}$"
 
 
-def _centres(prior: Any) -> Any:
-    """Centres of the components, (K, 2), of no more than can be told apart."""
+def centres(prior: Any) -> Any:
+    """Return centres of the components, (K, d), of no more than can be told apart."""
     return to_numpy(prior.components.tile(0, min(prior.count, MOST_STARS), prior.dtype).centres)[0]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -13,8 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 
-from dfmath import files, page, plots
+from dfmath import GaussianMixture, PointMasses, backends, files, page, plots
+from dfmath.explorer import Look, explore
 from dfmath.mathml import convert
 from dfmath.theorems import registered
 from dfmath.theorems.registry import Theorem
@@ -106,8 +113,6 @@ def _drawing() -> Any:
 
 
 def _png() -> bytes:
-    import io
-
     buffer = io.BytesIO()
     _drawing().savefig(buffer, format="png")
     return buffer.getvalue()
@@ -351,3 +356,236 @@ def test_the_command_refuses_a_destination_before_the_work(
     # The data are missing as well: had they been looked for first, the message would say so.
     code, out, err = _run(monkeypatch, capsys, "verify", "--data", "missing.npy", "--report", name)
     assert code == 2 and out == "" and err.startswith("dfmath: report must") and said in err and "\n" not in err[:-1]
+
+
+# A look at a prior in the plane
+
+
+MEANS = np.array([[-1.2, 0.1], [1.0, 0.8]])
+COVARIANCES = np.array([[[0.3, 0.2], [0.2, 0.25]], [[0.02, 0.0], [0.0, 0.3]]])
+SHARES = np.array([0.7, 0.3])
+
+
+def _log_q(z: Any, rho: float) -> Any:
+    """The mixture's log density at a noise level, written out."""
+    normals = [multivariate_normal(m, c + rho**2 * np.eye(2)) for m, c in zip(MEANS, COVARIANCES, strict=True)]
+    return logsumexp([np.log(w) + normal.logpdf(z) for w, normal in zip(SHARES, normals, strict=True)], axis=0)
+
+
+def _differences(z: Any, rho: float) -> tuple[Any, Any]:
+    """Gradient and Hessian of the log density at one point, by central differences."""
+    h = 1e-3 * rho
+    steps = h * np.eye(2)
+    gradient = [(_log_q(z + e, rho) - _log_q(z - e, rho)) / (2 * h) for e in steps]
+    second = [
+        [
+            (_log_q(z + a + b, rho) - _log_q(z + a - b, rho) - _log_q(z - a + b, rho) + _log_q(z - a - b, rho)) / 4
+            for a in steps
+        ]
+        for b in steps
+    ]
+    return np.array(gradient), np.array(second) / h**2
+
+
+@pytest.fixture(scope="module")
+def look() -> Look:
+    return explore(GaussianMixture(MEANS, COVARIANCES, SHARES), 5.0, 0.1, frames=7, starts=8, seed=1)
+
+
+def test_frames_hold_the_density_and_its_derivatives(look: Look) -> None:
+    for frame in look.frames:
+        wanted = _log_q(look.window.grid(frame.rho, 80), frame.rho).reshape(80, 80)
+        np.testing.assert_allclose(frame.log_density, wanted, rtol=1e-9)
+        middle = look.window.grid(frame.rho, 13).reshape(13, 13, 2)[3, 8]
+        np.testing.assert_allclose(frame.score[3, 8], _differences(middle, frame.rho)[0], rtol=1e-4, atol=1e-6)
+        for i, z in enumerate(frame.points):
+            gradient, hessian = _differences(z, frame.rho)
+            size = 1.0 / frame.rho**2
+            np.testing.assert_allclose(frame.fisher[i], -hessian, rtol=1e-4, atol=1e-4 * size)
+            np.testing.assert_allclose(frame.mean[i], z + frame.rho**2 * gradient, rtol=1e-4, atol=1e-4 * frame.rho)
+            posterior = frame.rho**2 * (np.eye(2) + frame.rho**2 * hessian)
+            np.testing.assert_allclose(frame.covariance[i], posterior, atol=1e-4 * frame.rho**2)
+    assert any((np.linalg.eigvalsh(frame.fisher) < 0).any() for frame in look.frames)  # what is drawn otherwise
+
+
+def test_trajectories_of_a_gaussian_are_the_closed_form() -> None:
+    mean, covariance = np.array([300.0, -200.0]), np.array([[0.04, 0.03], [0.03, 0.05]])
+    found = explore(GaussianMixture(mean[None], covariance[None]), frames=4, starts=3)
+    first = found.frames[0]
+    for k, frame in enumerate(found.frames):
+        ratio = _root(covariance, frame.rho) @ np.linalg.inv(_root(covariance, first.rho))
+        np.testing.assert_allclose(frame.jacobian, np.tile(ratio, (3, 1, 1)), atol=1e-5)
+        np.testing.assert_allclose(frame.points, mean + (first.points - mean) @ ratio.T, rtol=0, atol=1e-5)
+        drawn = (frame.points - found.window.centre) / found.window.half(frame.rho)
+        np.testing.assert_allclose(found.trails[3 * k], drawn, atol=1e-9)
+    assert 0.3 < found.window.reach < 2.0 and np.abs(found.window.centre - mean).max() < 0.5
+
+
+def _root(covariance: Any, rho: float) -> Any:
+    values, vectors = np.linalg.eigh(covariance + rho**2 * np.eye(2))
+    return vectors * np.sqrt(values) @ vectors.T
+
+
+def _within(frame: str, group: str) -> Page:
+    return Page(re.search(rf'<g class="{group} layer-{group}">.*?</g>', frame, re.DOTALL)[0])  # type: ignore[index]
+
+
+def _tips(ellipse: dict[str, Any]) -> tuple[Any, Any]:
+    """Centre and the ends of both half-axes, in drawn units."""
+    a = ellipse["attributes"]
+    angle = np.radians(float(re.match(r"rotate\((\S+) ", a["transform"])[1]))  # type: ignore[index]
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    return np.array([float(a["cx"]), float(a["cy"])]), np.array([float(a["rx"]) * along, float(a["ry"]) * across])
+
+
+def _frames(look: Look) -> list[str]:
+    return re.split(r'(?=<g class="frame")|</svg>', look.html.split('<g class="data"')[0])[1 : len(look.frames) + 1]
+
+
+def test_what_is_drawn_of_f_is_f(look: Look) -> None:
+    kinds = set()
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        unit, group = look.window.half(frame.rho) / 100.0, _within(drawn, "curvature")
+        values = np.linalg.eigvalsh(frame.fisher)
+        sizes = 0.25 / np.sqrt(np.abs(values)) / unit
+        elliptic = (values > 0).all(axis=1) & (sizes <= 30.0).all(axis=1)
+        assert len(group.all("ellipse")) == elliptic.sum()
+        assert len(group.all("path", **{"class": "rising"})) == (values < 0).sum()
+        assert len(group.all("path")) == 2 * (~elliptic).sum()
+        for ellipse, fisher in zip(group.all("ellipse"), frame.fisher[elliptic], strict=True):
+            for tip in _tips(ellipse)[1] * unit:
+                assert tip @ fisher @ tip == pytest.approx(1 / 16, rel=0.02)
+        kinds |= set(elliptic)
+    assert kinds == {True, False}
+
+
+def test_what_is_drawn_of_posterior_and_flow_is_theirs(look: Look) -> None:
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        unit = look.window.half(frame.rho) / 100.0
+        disc = 0.04 * look.window.half(look.frames[0].rho)
+        squares = {"posterior": frame.covariance, "flow": disc**2 * frame.jacobian @ frame.jacobian.swapaxes(1, 2)}
+        centres = {"posterior": frame.mean, "flow": frame.points}
+        for name, square in squares.items():
+            for i, ellipse in enumerate(_within(drawn, name).all("ellipse")):
+                centre, tips = _tips(ellipse)
+                wanted = (centres[name][i] - look.window.centre) / unit
+                np.testing.assert_allclose(centre, wanted, atol=0.051)
+                size = np.sqrt(np.linalg.eigvalsh(square[i]).max()) / unit
+                np.testing.assert_allclose(tips.T @ tips, square[i] / unit**2, atol=0.02 * size**2)
+
+
+def test_the_density_stands_upright(look: Look) -> None:
+    from PIL import Image
+
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        (image,) = Page(drawn).all("image")
+        data = base64.b64decode(image["attributes"]["href"].removeprefix("data:image/png;base64,"))
+        opaque = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))[..., 3]
+        # The group is drawn upside down, so the picture's first row is the window's lowest.
+        decades = (frame.log_density - frame.log_density.max()) / np.log(10.0)
+        np.testing.assert_allclose(opaque / 255.0, np.clip(1.0 + decades / 4.0, 0.0, 1.0), atol=1 / 255)
+        assert 'transform="scale(1,-1)"' in drawn
+
+
+def test_a_look_is_sound_and_small(look: Look, tmp_path: Path) -> None:
+    html = look.save(tmp_path / "look.html").read_text(encoding="utf-8")
+    found = _need_sound(html)
+    (slider,) = found.all("input", type="range")
+    assert slider["attributes"]["max"] == str(len(look.frames) - 1)
+    assert found.all("label", **{"for": slider["attributes"]["id"]})
+    frames = found.all("g", **{"class": "frame"})
+    seen = [i for i, frame in enumerate(frames) if frame["attributes"]["display"] != "none"]
+    assert seen == [int(slider["attributes"]["value"])] and len(frames) == len(look.frames)
+    assert frames[seen[0]]["attributes"]["data-words"] == found.all("p", **{"class": "words"})[0]["words"]
+    for box in found.all("input", type="checkbox"):
+        assert f"layer-{box['attributes']['value']}" in html
+    assert len(html) * 31 / len(frames) < 1_000_000  # as many as there are by default
+    assert "hyperbolas" in html
+
+
+def test_a_notebook_shows_the_page_in_a_frame_of_its_own(look: Look) -> None:
+    found = Page(look._repr_html_())
+    assert [e["tag"] for e in found.elements] == ["iframe"]
+    assert found.elements[0]["attributes"]["srcdoc"] == look.html and found.elements[0]["attributes"]["title"]
+    assert found.elements[0]["attributes"]["sandbox"] == "allow-scripts"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.array([[3.0, 4.0]]), np.zeros((1, 2)), np.full((5, 2), 1e-3), 1e6 + np.eye(2), np.eye(2, dtype=np.float32)],
+)
+def test_degenerate_data_can_be_looked_at(points: Any) -> None:
+    with backends.use("array-api"):  # no kernels to compile for a dtype that nothing else here has
+        found = explore(PointMasses(points), frames=3, starts=2)
+    assert "nan" not in found.html.split("</svg>")[0] and "inf" not in found.html.split("</svg>")[0]
+
+
+def test_of_many_points_some_are_drawn() -> None:
+    found = explore(PointMasses(np.random.default_rng(0).standard_normal((1000, 2))), frames=2, starts=1)
+    assert found.centres.shape == (400, 2) and "400 of 1000" in found.html
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"frames": 1}, "frames must be between 2 and 100, got 1"),
+        ({"frames": 101}, "frames must be between 2 and 100, got 101"),
+        ({"starts": 0}, "starts must be a positive integer, got int 0"),
+        ({"rho_min": 2.0, "rho_max": 1.0}, "rho_min and rho_max must satisfy rho_min < rho_max, got 2 and 1"),
+        ({"rho_min": -1.0}, "rho_min"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_options_of_a_look_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        explore(PointMasses(np.eye(2)), **options)
+
+
+def test_other_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match="prior must have dimension 2 to be looked at, got dimension 3"):
+        explore(PointMasses(np.eye(3)))
+    with pytest.raises(TypeError, match="prior"):
+        explore(np.eye(2))  # type: ignore[arg-type]
+
+
+def test_a_look_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("plane.npy", np.random.default_rng(0).standard_normal((50, 2)))
+    np.save("wide.npy", np.eye(3))
+    code, out, _ = _run(monkeypatch, capsys, "look", "--data", "plane.npy", "--mixture", "2", "--frames", "3")
+    assert code == 0 and out == "page: look.html\n"
+    assert "a mixture of 2 Gaussians fitted to plane.npy" in Page(Path("look.html").read_text()).all("h1")[0]["words"]
+    for words, said in (
+        (("--data", "wide.npy"), "data must have dimension 2 to be looked at, got 3"),
+        (("--data", "missing.npy", "--output", "x.png"), "output must end in .html, got 'x.png'"),
+        (("--frames", "1"), "frames must be between 2 and 100, got 1"),
+    ):
+        code, out, err = _run(monkeypatch, capsys, "look", *words)
+        assert (code, out, err) == (2, "", f"dfmath: {said}\n")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """
+const slider = document.querySelector('input[type=range]'), box = document.querySelector('input[value=score]');
+slider.value = 1;
+slider.dispatchEvent(new Event('input'));
+box.click();
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_slider_and_boxes_work_in_a_browser(look: Look, tmp_path: Path) -> None:
+    """The page as a browser has it after the slider was moved to the second frame and a box was unticked."""
+    (tmp_path / "look.html").write_text(look.html.replace("</body>", f"<script>{PROBE}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [str(BROWSER), *options, (tmp_path / "look.html").as_uri()]
+    shown = Page(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    frames = shown.all("g", **{"class": "frame"})
+    assert [i for i, frame in enumerate(frames) if frame["attributes"]["display"] == "inline"] == [1]
+    assert shown.all("p", **{"class": "words"})[0]["words"] == frames[1]["attributes"]["data-words"]
+    layers = {e["attributes"].get("class"): e["attributes"].get("style") for e in shown.elements}
+    assert layers["score layer-score"] == "visibility: hidden;"
+    assert layers["flow layer-flow"] == "visibility: visible;"
+    assert layers["posterior layer-posterior"] == "visibility: hidden;"  # at first
