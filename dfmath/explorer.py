@@ -176,7 +176,7 @@ def explore(
     seed
         Of those draws.
     title
-        What is looked at; by default the prior's kind and size.
+        What is looked at; by default the prior's kind and its number K of components.
     progress
         Called with each noise level once it is done.
 
@@ -202,7 +202,7 @@ def explore(
     window = _window(prior, seed)
     rhos = _levels(prior, window, rho_max, rho_min, frames)
     shown, trails = _along_the_flow(prior, window, rhos, starts, seed, progress)
-    title = title or f"{type(prior).__name__} of {prior.count} in the plane"
+    title = title or f"A look at {type(prior).__name__}, K = {prior.count}"
     return Look(title, window, shown, trails, _centres(prior, seed), prior.count, seed)
 
 

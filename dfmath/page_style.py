@@ -39,7 +39,9 @@ nav ul { padding-left: 1.2rem; }
   :root { --paper: #fff; --ink: #000; --quiet: #444; --line: #999; --soft: #fff; --link: #000;
     --good: #000; --bad: #000; --other: #000; color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll, pre { overflow: visible; white-space: pre-wrap; }
+  .scroll, pre { overflow: visible; }
+  pre { white-space: pre-wrap; }
+  th, td { padding: 0.25rem 0.4rem; }
   figure, tr, pre { break-inside: avoid; }
   h2, h3, h4 { break-after: avoid; }
 }
