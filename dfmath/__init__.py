@@ -2,6 +2,7 @@
 
 from dfmath import backends
 from dfmath.evaluation import Evaluation
+from dfmath.explorer import Frame, Look, explore
 from dfmath.fisher import DiffusionFisher, PosteriorCovariance
 from dfmath.flow import FlowResult, Likelihood, log_likelihood, probability_flow
 from dfmath.marginal import Marginal
@@ -13,8 +14,10 @@ __all__ = [
     "DiffusionFisher",
     "Evaluation",
     "FlowResult",
+    "Frame",
     "GaussianMixture",
     "Likelihood",
+    "Look",
     "LowRank",
     "Marginal",
     "OTReport",
@@ -23,6 +26,7 @@ __all__ = [
     "PosteriorCovariance",
     "Prior",
     "backends",
+    "explore",
     "log_likelihood",
     "ot_check",
     "probability_flow",

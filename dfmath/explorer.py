@@ -94,7 +94,7 @@ class Frame:
         return asymmetry(self.jacobian)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Look:
     """Frames of a prior in the plane, to be shown in a notebook or saved.
 
@@ -121,6 +121,10 @@ class Look:
     centres: Any
     count: int
     seed: int
+
+    def __repr__(self) -> str:
+        high, low = self.frames[0].rho, self.frames[-1].rho
+        return f"<Look: {self.title}, {len(self.frames)} noise levels from rho = {high:.3g} to {low:.3g}>"
 
     @cached_property
     def html(self) -> str:
@@ -191,6 +195,8 @@ def explore(
     >>> look = explore(GaussianMixture(np.zeros((1, 2)), 1.0), rho_max=2.0, rho_min=0.5, frames=3, starts=2)
     >>> [round(float(frame.fisher[0, 0, 0]), 3) for frame in look.frames]
     [0.2, 0.5, 0.8]
+    >>> look
+    <Look: A look at GaussianMixture, K = 1, 3 noise levels from rho = 2 to 0.5>
     >>> look.save("missing/look.html")
     Traceback (most recent call last):
     ValueError: path must be in a folder that exists, got 'missing/look.html'

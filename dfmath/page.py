@@ -191,8 +191,10 @@ def _inline(svg: str, prefix: str, description: str) -> Markup:
     svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper, #fff)")
     wide = re.search(r'viewBox="0 0 ([\d.]+)', svg)
     assert wide is not None
-    # Matplotlib draws 72 units to an inch, a page 96; text has no colour of its own and takes the one given here.
-    look = f'style="width: {float(wide[1]) / 72:.3f}in" fill="currentColor" stroke-linejoin="round"'
+    # Matplotlib draws 72 units to an inch. Wide figures scroll on a phone, rather than shrink until they can't be read.
+    inches = float(wide[1]) / 72
+    size = f"width: {inches:.3f}in; min-width: {0.7 * inches:.3f}in"
+    look = f'style="{size}" fill="currentColor" stroke-linejoin="round"'  # letters have no colour of their own
     name = f'role="img" aria-label="{escape(description, quote=True)}"'
     opening = re.sub(r' (width|height)="[^"]*"', "", svg[: svg.index(">")])
     return Markup(f"{opening} {look} {name}{svg[svg.index('>') :].rstrip()}")

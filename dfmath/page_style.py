@@ -28,7 +28,7 @@ tbody th { font-weight: inherit; }
 .number { text-align: right; white-space: nowrap; }
 figure { margin: 1rem 0; max-width: 100%; }
 figure img { max-width: 100%; height: auto; }
-figure svg { display: block; height: auto; max-width: 100%; min-width: min(100%, 21rem); }
+figure svg { display: block; height: auto; max-width: 100%; }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math, serif; }
 math[display="block"] { text-align: left; padding: 0.4rem 0; max-width: 100%; overflow-x: auto; overflow-y: hidden; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }

@@ -26,7 +26,6 @@ _STYLE = """
 .good { color: var(--good); } .bad { color: var(--bad); } .other { color: var(--other); }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 0.5rem 1.2rem; }
 .panels figure { margin: 0; display: flex; flex-direction: column-reverse; }
-.panels svg { min-width: 0; }
 @media print { .theorems tbody th, .theorems small { min-width: 0; } }
 article { border-top: 1px solid var(--line); margin-top: 1.5rem; }
 article math { font-size: 1.15em; }
