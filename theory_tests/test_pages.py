@@ -219,6 +219,15 @@ def test_an_interrupted_write_leaves_what_was_there(
     assert isinstance(error, KeyboardInterrupt) or str(target) in str(caught.value)
 
 
+def test_a_page_takes_the_place_of_another_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("before")
+    (tmp_path / "same.html").hardlink_to(tmp_path / "report.html")
+    page.save("after", tmp_path / "report.html")
+    # Renamed over the old one, not written into it: whoever has that open reads it to its end.
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"report.html": "after", "same.html": "before"}
+
+
 def test_bad_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "drawer.html").mkdir()
     for bad, said in (("", "empty"), ("r.txt", ".html"), ("drawer.html", "is a folder"), ("no/r.html", "exists")):
