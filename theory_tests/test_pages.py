@@ -20,8 +20,8 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from dfmath import GaussianMixture, PointMasses, backends, files, page, plots
-from dfmath.explorer import Look, explore
+from dfmath import GaussianMixture, PointMasses, backends, files, page, plots, probability_flow
+from dfmath.explorer import Look, Window, explore
 from dfmath.mathml import convert
 from dfmath.theorems import registered
 from dfmath.theorems.registry import Theorem
@@ -417,6 +417,24 @@ def test_frames_hold_the_density_and_its_derivatives(look: Look) -> None:
     assert any((np.linalg.eigvalsh(frame.fisher) < 0).any() for frame in look.frames)  # what is drawn otherwise
 
 
+def test_the_window_is_laid_out_row_by_row() -> None:
+    grid = Window(np.array([1.0, -2.0]), 0.5).grid(0.5, 4)  # of half-width 2
+    np.testing.assert_allclose(grid[:4], [[-0.5, -3.5], [0.5, -3.5], [1.5, -3.5], [2.5, -3.5]])
+    np.testing.assert_allclose(grid[4], [-0.5, -2.5])
+
+
+def test_jacobians_are_those_of_the_map_from_the_first_frame(look: Look) -> None:
+    """Central differences of end points, over the whole range at once."""
+    prior, (first, *_, last), h = GaussianMixture(MEANS, COVARIANCES, SHARES), look.frames, 1e-4
+    ends = [
+        [probability_flow(prior, first.points + sign * h * e, 5.0, 0.1, rtol=1e-10).x for sign in (1, -1)]
+        for e in np.eye(2)
+    ]
+    wanted = np.stack([(up - down) / (2 * h) for up, down in ends], axis=2)
+    np.testing.assert_allclose(last.jacobian, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert last.asymmetry.max() > 0.01  # so that the order of factors shows
+
+
 def test_trajectories_of_a_gaussian_are_the_closed_form() -> None:
     mean, covariance = np.array([300.0, -200.0]), np.array([[0.04, 0.03], [0.03, 0.05]])
     found = explore(GaussianMixture(mean[None], covariance[None]), frames=4, starts=3)
@@ -451,6 +469,23 @@ def _frames(look: Look) -> list[str]:
     return re.split(r'(?=<g class="frame")|</svg>', look.html.split('<g class="data"')[0])[1 : len(look.frames) + 1]
 
 
+def _ends(path: str) -> Any:
+    """Both ends of a stroke, (2, 2)."""
+    return np.array(re.findall(r"-?[\d.]+", path), dtype=np.float64)[:4].reshape(2, 2)
+
+
+def test_arrows_point_along_the_score(look: Look) -> None:
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        (path,) = Page(drawn).all("path", **{"class": "score layer-score"})
+        shafts = path["attributes"]["d"].split("M")[1 : 13 * 13 + 1]
+        for i, j in ((3, 8), (0, 0), (12, 5)):
+            foot, tip = _ends(shafts[13 * i + j])
+            np.testing.assert_allclose((foot + tip) / 2, 200 / 13 * np.array([j - 6, i - 6]), atol=0.11)
+            score = frame.score[i, j]
+            length = 0.85 * 200 / 13 * min(frame.rho * np.linalg.norm(score) / 3, 1.0)
+            np.testing.assert_allclose(tip - foot, length * score / np.linalg.norm(score), atol=0.11)
+
+
 def test_what_is_drawn_of_f_is_f(look: Look) -> None:
     kinds = set()
     for frame, drawn in zip(look.frames, _frames(look), strict=True):
@@ -461,6 +496,9 @@ def test_what_is_drawn_of_f_is_f(look: Look) -> None:
         assert len(group.all("ellipse")) == elliptic.sum()
         assert len(group.all("path", **{"class": "rising"})) == (values < 0).sum()
         assert len(group.all("path")) == 2 * (~elliptic).sum()
+        for axis, fisher in zip(group.all("path"), np.repeat(frame.fisher[~elliptic], 2, axis=0), strict=True):
+            along = np.diff(_ends(axis["attributes"]["d"]), axis=0)[0]
+            assert (along @ fisher @ along < 0) == (axis["attributes"].get("class") == "rising")
         for ellipse, fisher in zip(group.all("ellipse"), frame.fisher[elliptic], strict=True):
             for tip in _tips(ellipse)[1] * unit:
                 assert tip @ fisher @ tip == pytest.approx(1 / 16, rel=0.02)
