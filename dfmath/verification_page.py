@@ -80,7 +80,7 @@ def _extent(result: Result) -> Markup:
 def _figure_of(value: float) -> Markup:
     """A number in two digits that keeps all of them for programs."""
     shown = f"{value:.2g}" if math.isfinite(value) else "∞" if math.isinf(value) else "not a number"
-    return element("data", shown, value=repr(value))
+    return element("data", shown, value=repr(float(value)))
 
 
 def _overview(results: Sequence[Result]) -> Section:

@@ -31,7 +31,7 @@ from dfmath.verification_page import verification_page
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 # Attributes that make a browser fetch something, a plain link's href apart.
 LOADING = {"src", "srcset", "poster", "data", "background", "action", "formaction", "ping", "manifest", "xlink:href"}
-NUMBERS = ["1.1", "1.2c", "1.4", "1.5", "1.6b", "1.7", "4.9b"]
+NUMBERS = ["1.1", "1.2c", "1.4", "1.5", "1.6b", "1.7", "4.8", "4.9b"]
 
 
 class Page(HTMLParser):
