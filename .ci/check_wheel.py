@@ -15,7 +15,7 @@ def main() -> None:
         f"{target}/{path.relative_to(source).as_posix()}"
         for source, target in homes.items()
         for path in Path(source).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".cu") or path.name == "py.typed"
     }
     if wheel != expected:
         sys.exit(f"missing from the wheel: {sorted(expected - wheel)}; not expected: {sorted(wheel - expected)}")
