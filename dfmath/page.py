@@ -107,7 +107,8 @@ def table(headings: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str, 
     headings
         Of the columns.
     rows
-        Cells: text, markup, or numbers, which are shown with three digits and aligned to the right.
+        Cells: text, markup, or numbers, which are shown with three digits. Numbers, and texts that show one, stand to
+        the right.
     caption
         What the table shows.
     name
@@ -130,9 +131,20 @@ def _row(headings: Sequence[Any], row: Sequence[Any]) -> Markup:
     if len(row) != len(headings):
         raise ValueError(f"rows must have {len(headings)} cells, got {len(row)}")
     first, *others = row
-    kinds = ["number" if isinstance(cell, int | float) else None for cell in others]
+    kinds = ["number" if _is_number(cell) else None for cell in others]
     cells = (element("td", number(cell), class_=kind) for cell, kind in zip(others, kinds, strict=True))
     return element("tr", element("th", number(first), scope="row"), *cells)
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether this is a number, or a text that shows one: lines must not break at its sign or exponent."""
+    if isinstance(cell, Markup):
+        return False
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def number(value: Any) -> Any:
