@@ -1,7 +1,7 @@
 """Mixture components of every covariance form, and what each one contributes at a query.
 
 A component N(mu, C) seen through x = alpha x0 + sigma eps has S = alpha^2 C + sigma^2 I, L = S^-1 and, with the
-residual r = x - alpha mu (MATH 1.5),
+residual r = x - alpha mu [MATH 1.5],
 
     log weight    log pi - (r^T L r + log det S + d log 2 pi)/2
     score         s = -L r                        precision             L

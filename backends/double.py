@@ -1,7 +1,7 @@
 """Two-term arithmetic: a number as the unevaluated sum high + low, about twice as precise as its dtype.
 
 At low noise the logits |x - alpha y|^2/(2 S) are huge and only their differences matter: rounding them at eps |x|^2/S
-would turn weights into noise (MATH 4.9). Two-term sums keep those differences, in float64 and, on devices that have
+would turn weights into noise [MATH 4.9]. Two-term sums keep those differences, in float64 and, on devices that have
 nothing better, in float32. The building blocks are Dekker's and Knuth's; each is exact.
 """
 

@@ -5,7 +5,7 @@ Component k carries a weight w_k(x), a vector u_k(x) and a symmetric matrix G_k(
 
     log sum_k pi_k N(x; alpha mu_k, S_k),   E[u],   E[G] ("within"),   Cov[u] ("between"),
 
-expectations being over k with probability w_k(x). Two spaces give (u, G) their meaning (MATH 1.5):
+expectations being over k with probability w_k(x). Two spaces give (u, G) their meaning [MATH 1.5]:
 
     ``posterior``   u_k = m_k, G_k = P_k:   the posterior mean is E[u], the posterior covariance E[G] + Cov[u];
     ``score``       u_k = s_k, G_k = L_k:   the score is E[u], the diffusion Fisher E[G] - Cov[u].
@@ -14,7 +14,7 @@ Each is free of cancellation in its own space, at every noise level; converting 
 
 Moments of disjoint sets of components merge associatively, so the same primitive streams over tiles in cache, chunks on
 disk, devices and machines. Means are kept as ``anchor + shift`` with the anchor at the heaviest component, so that
-centred moments of near-equal points far from the origin keep their relative accuracy (MATH 4.10).
+centred moments of near-equal points far from the origin keep their relative accuracy [MATH 4.10].
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Moments:
     within, between
         E[G] and Cov[u].
     omitted
-        (B,) certified bound on the posterior mass of components that were left out (MATH 4.8).
+        (B,) certified bound on the posterior mass of components that were left out [MATH 4.8].
     logit_error
-        (B,) certified bound on the error of the logits where any form may come from matrix products (MATH 4.9), 0 where
+        (B,) certified bound on the error of the logits where any form may come from matrix products [MATH 4.9], 0 where
         all come from differences.
     sum_error
         (B,) certified bound on what rounding in matrix products did to `between`, in the spectral norm; 0 likewise.

@@ -1,4 +1,4 @@
-"""Conversions between what networks predict: eps, score, x0, v and flow (MATH.md 0, 1.1)."""
+"""Conversions between what networks predict: eps, score, x0, v and flow [MATH 0, 1.1]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def convert(value: Array, x: Array, alpha: Array, sigma: Array, source: Predicti
         v     = alpha eps - sigma x0
 
     so x and the prediction are two linear equations for (x0, eps), of determinant alpha b - sigma a. Nothing
-    is assumed of alpha^2 + sigma^2. For the ideal predictions these are Tweedie's formula (MATH.md 1.1).
+    is assumed of alpha^2 + sigma^2. For the ideal predictions these are Tweedie's formula [MATH 1.1].
 
     Parameters
     ----------

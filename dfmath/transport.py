@@ -1,4 +1,4 @@
-"""Is the probability-flow map an optimal transport map? [MATH 3.1-3.5]
+"""Is the probability-flow map an optimal transport map [MATH 3.1-3.5]?
 
 It is exactly when its Jacobian is symmetric positive semidefinite everywhere (Brenier), so the check integrates the
 Jacobian along many trajectories and measures how far it is from that.

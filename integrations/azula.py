@@ -31,7 +31,7 @@ def network_from_azula(denoiser: Denoiser, **conditioning: Any) -> ScoreNetwork:
     ----------
     denoiser
         With a schedule whose ratio grows.
-    conditioning
+    **conditioning
         Keyword arguments of every call.
 
     Raises

@@ -1,4 +1,4 @@
-"""Noise schedules t -> (alpha, sigma), the inverse of rho = sigma/alpha, and f and g^2 (MATH.md 0, 2.1, 2.2).
+"""Noise schedules t -> (alpha, sigma), the inverse of rho = sigma/alpha, and f and g^2 [MATH 0, 2.1, 2.2].
 
 A schedule is all that time means here: everything else depends on (x, alpha, sigma) alone. Times may be
 Python floats, which give floats, or floating arrays of any array-API namespace, which give arrays of the same

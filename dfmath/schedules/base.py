@@ -1,4 +1,4 @@
-"""What every noise schedule offers, and how it takes its arguments (MATH.md 0, 2.1, 2.2)."""
+"""What every noise schedule offers, and how it takes its arguments [MATH 0, 2.1, 2.2]."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _END_POINT_ERROR = 4e-15
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """A noise schedule t -> (alpha, sigma), for x = alpha x0 + sigma eps (MATH.md 0).
+    """A noise schedule t -> (alpha, sigma), for x = alpha x0 + sigma eps [MATH 0].
 
     Derived classes give (alpha, sigma), the inverse of rho, f and g^2 in closed form, each written so that
     nothing cancels near t = 0. Constructors raise ValueError or TypeError where parameters make no schedule.
@@ -57,7 +57,7 @@ class Schedule(ABC):
         return leave(alpha), leave(sigma)
 
     def rho(self, t: Array) -> Array:
-        """rho(t) = sigma/alpha, the noise-to-signal ratio, strictly increasing in t (MATH.md 2.2).
+        """rho(t) = sigma/alpha, the noise-to-signal ratio, strictly increasing in t [MATH 2.2].
 
         Parameters and errors are those of `__call__`; a time at which alpha = 0 is refused as well, for rho
         is infinite there.
@@ -89,7 +89,7 @@ class Schedule(ABC):
         return leave(_clip(xp, self._time(xp, inside), *self.domain))
 
     def drift(self, t: Array) -> Array:
-        """f(t) = alpha'/alpha, the drift of the forward SDE dx = f x dt + g dw (MATH.md 0, 2.1).
+        """f(t) = alpha'/alpha, the drift of the forward SDE dx = f x dt + g dw [MATH 0, 2.1].
 
         Parameters and errors are those of `rho`.
         """
@@ -97,7 +97,7 @@ class Schedule(ABC):
         return leave(self._drift(xp, inside))
 
     def diffusion_squared(self, t: Array) -> Array:
-        """g^2(t) = 2 (sigma sigma' - f sigma^2) = 2 alpha^2 rho rho', g of the forward SDE (MATH.md 0, 2.1).
+        """g^2(t) = 2 (sigma sigma' - f sigma^2) = 2 alpha^2 rho rho', g of the forward SDE [MATH 0, 2.1].
 
         Parameters and errors are those of `rho`.
         """

@@ -1,4 +1,4 @@
-"""The schedule of a discrete-time model, from its table of abar (MATH.md 0)."""
+"""The schedule of a discrete-time model, from its table of abar [MATH 0]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dfmath.schedules.variance_preserving import VP
 class Discrete(VP):
     """alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t) at t = 0, ..., T - 1; between, log rho is linear in t.
 
-    f = -sigma^2 (log rho)' and g^2 = -2 f (MATH.md 0); the derivative jumps at the integers, where the one to
+    f = -sigma^2 (log rho)' and g^2 = -2 f [MATH 0]; the derivative jumps at the integers, where the one to
     the right is taken (at T - 1 the one to the left).
 
     Parameters

@@ -1,4 +1,4 @@
-"""Schedules that keep alpha = 1 and let sigma grow: VE and EDM (MATH.md 0)."""
+"""Schedules that keep alpha = 1 and let sigma grow: VE and EDM [MATH 0]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfmath.schedules.base import Schedule
 class VE(Schedule):
     """alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, on [0, 1].
 
-    f = 0 and g^2 = 2 sigma^2 log(sigma_max/sigma_min) (MATH.md 0).
+    f = 0 and g^2 = 2 sigma^2 log(sigma_max/sigma_min) [MATH 0].
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(Schedule):
-    """alpha = 1, sigma = t, on [sigma_min, sigma_max]: here rho = t, f = 0 and g^2 = 2 t (MATH.md 0).
+    """alpha = 1, sigma = t, on [sigma_min, sigma_max]: here rho = t, f = 0 and g^2 = 2 t [MATH 0].
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The straight line from data to noise: rectified flow and flow matching (MATH.md 0)."""
+"""The straight line from data to noise: rectified flow and flow matching [MATH 0]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfmath.schedules.base import Schedule
 class FlowMatching(Schedule):
     """alpha = 1 - t', sigma = t' with t' = shift t/(1 + (shift - 1) t), on [0, 1] (rectified flow).
 
-    With D = 1 - t + shift t: f = -shift/((1 - t) D), g^2 = 2 shift^2 t/((1 - t) D^2) (MATH.md 0),
+    With D = 1 - t + shift t: f = -shift/((1 - t) D), g^2 = 2 shift^2 t/((1 - t) D^2) [MATH 0],
     rho = shift t/(1 - t). At t = 1 alpha is exactly 0: only (alpha, sigma) is defined there.
 
     Parameters

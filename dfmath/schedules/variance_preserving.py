@@ -1,4 +1,4 @@
-"""Schedules with a linear rate beta, variance-preserving and sub-VP, and the cosine schedule (MATH.md 0)."""
+"""Schedules with a linear rate beta, variance-preserving and sub-VP, and the cosine schedule [MATH 0]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dfmath.schedules.base import Schedule
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance-preserving schedules: alpha^2 + sigma^2 = 1, hence g^2 = -2 f (MATH.md 0).
+    """Variance-preserving schedules: alpha^2 + sigma^2 = 1, hence g^2 = -2 f [MATH 0].
 
     `VP.linear` and `VP.cosine` make one; `Discrete` is the third of the family.
 
@@ -69,7 +69,7 @@ class _LinearRate(Schedule):
 class VPLinear(_LinearRate, VP):
     """alpha = exp(-B/2), sigma = sqrt(1 - exp(-B)), B = beta_min t + (beta_max - beta_min) t^2/2, on [0, 1].
 
-    f = -beta/2 and g^2 = beta (MATH.md 0), rho = sqrt(exp(B) - 1).
+    f = -beta/2 and g^2 = beta [MATH 0], rho = sqrt(exp(B) - 1).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class VPLinear(_LinearRate, VP):
 class VPCosine(VP):
     """alpha = cos(u)/cos(u0), u = (pi/2) (t + s)/(1 + s), u0 = u(0); sigma = sqrt(1 - alpha^2); on [0, 1].
 
-    f = -u' tan(u) and g^2 = -2 f (MATH.md 0). At t = 1 alpha is exactly 0: only (alpha, sigma) is defined
+    f = -u' tan(u) and g^2 = -2 f [MATH 0]. At t = 1 alpha is exactly 0: only (alpha, sigma) is defined
     there. The discrete original clips its betas at 0.999 instead; give such a table to `Discrete`.
 
     Parameters
@@ -150,7 +150,7 @@ class VPCosine(VP):
 class SubVP(_LinearRate):
     """alpha = exp(-B/2), sigma = 1 - exp(-B), B = beta_min t + (beta_max - beta_min) t^2/2, on [0, 1].
 
-    This sigma is the square of VP's. f = -beta/2, g^2 = beta (1 - exp(-2 B)) (MATH.md 0), rho = 2 sinh(B/2).
+    This sigma is the square of VP's. f = -beta/2, g^2 = beta (1 - exp(-2 B)) [MATH 0], rho = 2 sinh(B/2).
 
     Parameters
     ----------

@@ -23,17 +23,18 @@ def noise_levels(
 
     .. math:: h(\rho_k) = h(\rho_{max}) + \tfrac{k}{n} \left(h(\rho_{min}) - h(\rho_{max})\right)
 
-    with, for `spacing`,
-
-    ``edm``           h = rho^(1/7) (Karras et al. 2022, eq. 5);
-    ``log``           h = log rho;
-    ``time``          h = t(rho), even in the schedule's time, as DDIM's and DDPM's grids are;
-    ``time-squared``  h = sqrt(t(rho)), denser at low noise, DEIS's own grid (Zhang & Chen 2022).
-
     EDM samplers add a last level 0.
 
     Parameters
     ----------
+    rho_max, rho_min
+        Highest and lowest level.
+    steps
+        n, one less than the levels.
+    spacing
+        What h is. ``edm``: rho^(1/7) (Karras et al. 2022, eq. 5). ``log``: log rho. ``time``: t(rho), even in the
+        schedule's time, as DDIM's and DDPM's grids are. ``time-squared``: sqrt(t(rho)), denser at low noise, DEIS's own
+        grid (Zhang & Chen 2022).
     schedule
         Of the last two, and only for them.
 

@@ -34,20 +34,28 @@ def scheme(
 
     with a model of the noise between levels:
 
-    ``ddim``     the last noise (Song et al. 2021), one evaluation for each step, first order; Euler's method in rho;
-    ``deis``     DEIS (Zhang & Chen 2022), the polynomial in time(rho) through the last order + 1 noises, fewer in
-                 the first steps: convergence of order + 1;
-    ``heun``     Karras et al. 2022, algorithm 1: the mean of the noises at both ends, two evaluations, second order;
-    ``dpm++2m``  DPM-Solver++(2M) (Lu et al. 2022), the line in log rho through the last two predictions of the data
-                 m = z - rho eps, second order;
-    ``pndm``     PNDM's linear multistep form (Liu et al. 2022): Adams and Bashforth's weights for even steps, whatever
-                 the steps are; a first step of Heun, whose end is evaluated anew;
-    ``ddpm``     ancestral sampling (Ho et al. 2020), stochastic: DDIM's step down to rho'^2/rho, and noise up to rho'.
+    ``ddim``
+        The last noise (Song et al. 2021), one evaluation for each step, first order; Euler's method in rho.
+    ``deis``
+        DEIS (Zhang & Chen 2022), the polynomial in time(rho) through the last order + 1 noises, fewer in the first
+        steps: convergence of order + 1.
+    ``heun``
+        Karras et al. 2022, algorithm 1: the mean of the noises at both ends, two evaluations, second order.
+    ``dpm++2m``
+        DPM-Solver++(2M) (Lu et al. 2022), the line in log rho through the last two predictions of the data
+        m = z - rho eps, second order.
+    ``pndm``
+        PNDM's linear multistep form (Liu et al. 2022): Adams and Bashforth's weights for even steps, whatever the
+        steps are; a first step of Heun, whose end is evaluated anew.
+    ``ddpm``
+        Ancestral sampling (Ho et al. 2020), stochastic: DDIM's step down to rho'^2/rho, and noise up to rho'.
 
     A step to rho = 0 is DDIM's with every solver, and returns the last m: log rho has no value there.
 
     Parameters
     ----------
+    solver
+        One of these names.
     rhos
         Strictly decreasing; the last may be 0.
     order

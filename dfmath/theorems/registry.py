@@ -49,7 +49,7 @@ class Theorem:
     Attributes
     ----------
     number, title
-        As in MATH.md; a letter tells apart the parts of one number.
+        As in docs/mathematics; a letter tells apart the parts of one number.
     statement
         LaTeX.
     source

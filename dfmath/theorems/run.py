@@ -153,6 +153,10 @@ def model(
         (N, d) NumPy array.
     mixture
         Number of components with full covariances to fit by scikit-learn; None for point masses.
+    backend, dtype
+        Array library and dtype of the prior's arrays, as `builder` takes them.
+    seed
+        Of the fit.
     """
     _checks.real_array("points", points, "(N, d)", 2)
     build, hold = builder(backend, dtype), _in_chunks if backend == "dask" else lambda array: array
@@ -188,6 +192,8 @@ def verify(
         Array library to compute on. Dask computes on the client's cluster if there is one, else in threads.
     only
         Numbers of the theorems to check.
+    seed
+        Of queries, vectors and samples.
     progress
         Called with each theorem once it is done.
 

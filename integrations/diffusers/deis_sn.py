@@ -45,10 +45,14 @@ class DEISSNScheduler(DEISMultistepScheduler):
         `dfmath.normalizers.Normalizer.rhos` and ``.sizes``, as lists, so that they are saved with the config.
     solver_order
         1 to 3: through how many noises, 3 if not given, where diffusers' own has 2. The polynomials' order is one less.
-    num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type, thresholding,
-    dynamic_thresholding_ratio, sample_max_value, lower_order_final, use_karras_sigmas, use_exponential_sigmas,
-    use_beta_sigmas, use_flow_sigmas, flow_shift, timestep_spacing, steps_offset, use_dynamic_shifting, time_shift_type
-        As of `DEISMultistepScheduler`.
+    num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type
+        What the network was trained with; these and the rest are those of `DEISMultistepScheduler`.
+    thresholding, dynamic_thresholding_ratio, sample_max_value, lower_order_final
+        As there.
+    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_flow_sigmas, flow_shift
+        As there.
+    timestep_spacing, steps_offset, use_dynamic_shifting, time_shift_type
+        As there.
 
     Raises
     ------
