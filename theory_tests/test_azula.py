@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +135,13 @@ def test_wrong_things_are_refused():
         AzulaDenoiser(math.sin, VESchedule())
     with pytest.raises(ValueError, match="must grow from less noise to more"):
         network_from_azula(gaussian(VESchedule(sigma_min=2.0, sigma_max=1.0)))
+
+
+def test_the_page_on_azula_runs():
+    """The last block of docs/howto/pipelines.md, on a Gaussian that both sides know."""
+    text = (Path(__file__).parents[1] / "docs" / "howto" / "pipelines.md").read_text()
+    names = {"denoiser": gaussian(VPSchedule()), "prior": GaussianMixture(MEAN.float()[None], VARIANCES.float()[None])}
+    exec(re.findall(r"```py\n(.*?)```", text, re.DOTALL)[-1], names)
+    assert names["x0"].shape == (16, 3)
+    z = torch.ones((1, 3), dtype=torch.float64)
+    torch.testing.assert_close(names["network"].posterior_mean(z, 0.7), posterior_mean(z, 0.7))

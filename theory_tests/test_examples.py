@@ -1,4 +1,4 @@
-"""The examples in docstrings and in the README print what they say."""
+"""The examples in docstrings, in the README and in docs print what they say."""
 
 from __future__ import annotations
 
@@ -51,11 +51,20 @@ def _same(printed, said):
     return all(a == b if _number(a) is None else _number(a) == pytest.approx(_number(b), rel=1e-6) for a, b in pairs)
 
 
-def test_the_readme_prints_what_it_says():
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```\n(.*?)```)?", re.DOTALL)
+PAGES = {path.stem: path for path in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")] if BLOCK.search(path.read_text())}
+
+
+def test_pages_have_examples():
+    assert len(BLOCK.findall(PAGES["README"].read_text())) >= 4
+    assert {"exact", "flows", "sampling", "approximations", "accuracy", "networks", "arrays", "notation"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_print_what_they_say(page):
     """One after the other in one interpreter, as a reader would type them."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks, names = re.findall(r"```python\n(.*?)```(?:\s*```\n(.*?)```)?", text, re.DOTALL), {}
-    assert len(blocks) >= 4
+    blocks, names = BLOCK.findall(PAGES[page].read_text()), {}
     for code, said in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

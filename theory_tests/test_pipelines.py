@@ -32,6 +32,7 @@ from dfmath.integrations.likelihood import network_log_likelihood  # noqa: E402
 from dfmath.integrations.products import Calibrated  # noqa: E402
 from dfmath.integrations.trace_matching import train_trace_model  # noqa: E402
 from dfmath.integrations.training_plan import TrainingPlan  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from dfmath.cli import main  # noqa: E402
 from dfmath.normalizers import normalizer_along_run  # noqa: E402
@@ -592,3 +593,23 @@ def test_the_readme_of_pipelines_runs(tmp_path, monkeypatch):
     exec(block, names)
     assert torch.isfinite(names["found"].log_density).all() and names["images"].shape == (1, 3, 16, 16)
     assert isinstance(names["pipe"].scheduler, DEISSNScheduler)
+
+
+def test_the_page_on_pipelines_runs(tmp_path, monkeypatch):
+    """Its blocks on diffusers, on a small pipeline with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.new("RGB", (20, 16), (90 * i, 60, 30)).save(tmp_path / "images" / f"{i}.png")
+    text = (Path(__file__).parents[1] / "docs" / "howto" / "pipelines.md").read_text()
+    *blocks, _ = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    names = {"pipe": tiny_pipelines.stable_diffusion()}
+    fewer = {"steps=50": "steps=3", "steps=5000": "steps=2", "size=512": "size=16", "_steps=5)": "_steps=1)"}
+    assert all(any(many in block for block in blocks) for many in fewer)
+    for block in blocks:
+        for many, few in sorted(fewer.items(), key=lambda pair: -len(pair[0])):
+            block = block.replace(many, few)
+        exec(block, names)
+    assert names["image"].size == (16, 16) and names["held"].latents.shape[0] == 2
+    noise, trace = names["head"].model.noise_and_trace(names["held"].latents, t=100.0)
+    assert noise.shape == names["held"].latents.shape and trace.shape == (2,)
