@@ -23,6 +23,11 @@ from dfmath.benchmarks.timing import interleaved, machine, write
 from dfmath.benchmarks.workloads import levels, points, queries
 
 CHECKED = 4  # queries whose truth is computed: with many points it costs more than everything else
+RATES = {
+    "TF32 flop/s": "GFLOP/s in TF32",
+    "bfloat16 flop/s": "GFLOP/s in bfloat16",
+    "copy bytes/s": "GB/s in copies",
+}
 MATRIX_PRODUCTS = {"mean and trace": 2, "one product": 4, "eight products": 18}  # of the dense form
 
 
@@ -125,9 +130,11 @@ def markdown(result: dict[str, Any]) -> str:
     n, d = result["shape"]
     about = result["machine"]
     head = f"# Posterior moments, {result['data']}, {n} x {d}, {result['queries']} queries\n\n"
-    where = result.get("device") or f"{about['processor']}, {about['cores']} cores"
-    rates = ", ".join(f"{value / 1e9:.0f} G{name}" for name, value in result.items() if name.endswith("/s"))
-    head += f"{where}, {result['backend']} arrays; {rates}; commit {about['commit']}.\n"
+    where = result.get("device", f"{about['processor']}, {about['cores']} cores")
+    others = [f", {result[name] / 1e9:.0f} {unit}" for name, unit in RATES.items() if name in result]
+    head += (
+        f"{where}, {result['sgemm flop/s'] / 1e9:.0f} GFLOP/s in sgemm{''.join(others)}; commit {about['commit']}.\n"
+    )
     return head + "".join(f"\n## {task}\n\n{_table(part['levels'])}\n" for task, part in result["tasks"].items())
 
 

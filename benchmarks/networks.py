@@ -111,7 +111,7 @@ def markdown(result: dict[str, Any]) -> str:
     where = result.get("device") or f"{machine['processor']}, {machine['cores']} cores"
     lines = [
         f"UNet2DModel of {result['parameters'] / 1e6:.1f} M parameters, {result['batch']} images of 32 x 32, "
-        f"{where}; commit {result['machine']['commit']}",
+        f"{where}, commit {result['machine']['commit']}",
         "",
         "| what | time / network alone | time / Hutchinson by hand | peak memory, MiB | of Hutchinson by hand |",
         "|---|---|---|---|---|",
