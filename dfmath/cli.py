@@ -433,9 +433,9 @@ def look(
     limit: Limit = 20_000,
     seed: Seed = 0,
 ) -> int:
-    """A page with a slider over the noise level: density, score, F and flow of data in the plane.
+    """Data in the plane: a page with a slider over the noise level.
 
-    It needs neither a server nor a network.
+    It shows density, score, F and flow, and needs neither a server nor a network.
     """
     from dfmath import page
     from dfmath.explorer import explore
