@@ -55,7 +55,12 @@ for node, ellipse in zip(nodes, ellipses, strict=True):
     axis.plot(*(node[:, None] + ellipse), color="black", linewidth=0.9)
 axis.plot(*points.T, "*", color="gold", markeredgecolor="black", markersize=14, label="data")
 figure.colorbar(shade, label=r"smallest eigenvalue of $\sigma^2 F$", extend="min")
-axis.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title=r"Posterior covariance $P$ (ellipses) and where $F$ is negative")
+axis.set(
+    xlabel="$x_1$",
+    ylabel="$x_2$",
+    aspect="equal",
+    title=r"Posterior covariance $P$ (ellipses) and where $F$ is negative",
+)
 axis.legend(loc="upper left")
 plt.show()
 
@@ -93,6 +98,7 @@ assert np.allclose(F.trace(), F.eigvalsh().sum(axis=1)), "the trace is the sum o
 # The usual code expands $|x - \alpha y|^2 = |x|^2 - 2\alpha x \cdot y + \alpha^2 |y|^2$ and takes a softmax. At low noise that
 # subtracts huge numbers. The truth here is the definition in NumPy's long double, from differences.
 
+
 # %%
 def usual_trace(y, x, sigma):
     """tr P as it is usually written, in the arrays' own precision."""
@@ -114,7 +120,7 @@ def true_trace(y, x, sigma):
 
 
 rng = np.random.default_rng(0)
-cloud = (rng.standard_normal((400, 2)) + [3.0, -2.0]).astype(np.float32)
+cloud = (rng.standard_normal((400, 2)) + np.array([3.0, -2.0])).astype(np.float32)
 nearest = ((cloud[:40, None] - cloud) ** 2).sum(2) + 1e9 * np.eye(40, 400)
 midway = (cloud[:40] + cloud[nearest.argmin(1)]) / 2  # where the posterior hesitates between neighbours
 
@@ -123,7 +129,11 @@ for level in levels:
     truth = true_trace(cloud, midway, level)
     found = {
         "usual code, float32": usual_trace(cloud, midway, np.float32(level)),
-        "dfmath, float32": dfmath.PointMasses(cloud).diffuse(1.0, float(level)).fisher(midway).posterior_covariance().trace(),
+        "dfmath, float32": dfmath.PointMasses(cloud)
+        .diffuse(1.0, float(level))
+        .fisher(midway)
+        .posterior_covariance()
+        .trace(),
         "dfmath, float64": dfmath.PointMasses(cloud.astype(float))
         .diffuse(1.0, float(level))
         .fisher(midway.astype(float))

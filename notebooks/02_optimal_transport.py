@@ -55,6 +55,7 @@ figure
 # In $(z, \rho)$ all schedules are the same equation, so VP, VE and EDM have the same $A$. Euler's method in each schedule's own
 # time, $x' = f x - \tfrac12 g^2 s$ and $A' = (f I + \tfrac12 g^2 F) A$, differs at few steps, and only there.
 
+
 # %%
 def euler(prior, schedule, z, steps, rho_max=80.0, rho_min=0.02):
     """A = dz/dz_T by Euler's method, with steps that are even in the schedule's time."""
@@ -114,7 +115,9 @@ figure, axis = plt.subplots(figsize=(6.4, 3.2))
 for name, report in own.items():
     axis.semilogy(np.sort(np.maximum(report.asymmetry.values, 1e-16)), "o", markersize=4, label=name)
 axis.axhline(report.tolerance, color="0.5", linestyle="--", label="tolerance of the verdict")
-axis.set(xlabel="trajectory, sorted", ylabel=r"$|A - A^T|_F\,/\,2|A|_F$", title="Symmetric or not, trajectory by trajectory")
+axis.set(
+    xlabel="trajectory, sorted", ylabel=r"$|A - A^T|_F\,/\,2|A|_F$", title="Symmetric or not, trajectory by trajectory"
+)
 axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.1))
 plt.show()
 

@@ -39,7 +39,9 @@ low, high = 0.05, 80.0
 x = prior.diffuse(1.0, low).sample(8 if SHORT else 32, seed=0)
 exact = prior.diffuse(1.0, low).log_density(x)
 flow = dfmath.log_likelihood(prior, x, start=low, end=high)
-print(f"largest difference {np.abs(flow.log_density - exact).max():.1e} nats, {flow.evaluations.mean():.0f} evaluations")
+print(
+    f"largest difference {np.abs(flow.log_density - exact).max():.1e} nats, {flow.evaluations.mean():.0f} evaluations"
+)
 assert np.abs(flow.log_density - exact).max() < 1e-5, "both are log q(x), and the flow was asked for 1e-8"
 
 # %% [markdown]
@@ -51,7 +53,14 @@ assert np.abs(flow.log_density - exact).max() < 1e-5, "both are log q(x), and th
 # A Rademacher probe is unbiased, with variance $2(|F|_F^2 - \sum_i F_{ii}^2)$. Hutch++ spends a third of its products on
 # finding where $F$ differs from $I/\sigma^2$, and estimates only the rest.
 
+
 # %%
+def variance(matrices):
+    """Of one Rademacher probe, for each of a stack of matrices."""
+    diagonal = np.diagonal(matrices, axis1=1, axis2=2)
+    return hutchinson_variance((matrices**2).sum(axis=(1, 2)), (diagonal**2).sum(axis=1))
+
+
 levels = np.geomspace(high, low, 7 if SHORT else 13)
 products = 24
 spread = {"one probe, by the formula": [], "one probe, measured": [], f"Hutch++, {products} products": []}
@@ -62,7 +71,7 @@ for level in levels:
     n = 64
     probes = hutchinson_trace(F, states, n, seed=2)
     sketched = hutchpp_trace(F, states, products, seed=3, shift=1.0 / level**2)
-    spread["one probe, by the formula"].append(unit * np.sqrt(hutchinson_variance(F.to_dense()).mean()))
+    spread["one probe, by the formula"].append(unit * np.sqrt(variance(F.to_dense()).mean()))
     spread["one probe, measured"].append(unit * np.sqrt((n * probes.standard_error**2).mean()))
     spread[f"Hutch++, {products} products"].append(unit * np.sqrt(((sketched.value - F.trace()) ** 2).mean()))
 
@@ -71,7 +80,9 @@ for (name, values), style in zip(spread.items(), ("-", "o", "s--"), strict=True)
     axis.loglog(levels, values, style, markersize=5, label=name)
 scaled = np.array(spread["one probe, by the formula"]) / np.sqrt(products)
 axis.loglog(levels, scaled, ":", color="C0", label=f"{products} probes, by the formula")
-axis.set(xlabel=r"$\rho$", ylabel=r"standard error of $\sigma^2 \mathrm{tr} F/d$", title="What a stochastic trace is off by")
+axis.set(
+    xlabel=r"$\rho$", ylabel=r"standard error of $\sigma^2 \mathrm{tr} F/d$", title="What a stochastic trace is off by"
+)
 axis.legend()
 plt.show()
 
@@ -81,8 +92,9 @@ print("measured over predicted:", ratio.round(2))
 assert (abs(ratio - 1.0) < 0.15).all(), "16 states of 64 probes each know a standard deviation to about 3 percent"
 
 # %% [markdown]
-# **Learnt:** probes are worst where the data are resolved, around and below $\rho = 1$; at high noise $F$ is nearly diagonal and one
-# probe is enough. Where few directions matter, a sketch is worth more than as many probes.
+# **Learnt:** probes are worst where the data are resolved, around and below $\rho = 1$; at high noise $F$ is nearly a multiple of the
+# identity, and one probe is enough. The sketch helps above $\rho = 1$, a little; below, where $I/\sigma^2 - F$ has as many directions as
+# a full-covariance Gaussian has, it wastes a third of its products and is worse than as many plain probes. Measure before you choose.
 #
 # ## 3. A whole likelihood
 #
@@ -114,7 +126,7 @@ for w, part in zip(weight, fishers, strict=True):
     fresh += w * (np.einsum("ni,bij,nj->nb", v, part, v, optimize=True) - np.trace(part, axis1=1, axis2=2))
 
 bits = 1.0 / (d * np.log(2.0))  # from nats to bits per dimension
-predicted = bits * np.sqrt(hutchinson_variance(M))
+predicted = bits * np.sqrt(variance(M))
 figure, axis = plt.subplots(figsize=(6.4, 3.6))
 bins = np.linspace(-3.5 * predicted[0], 3.5 * predicted[0], 41)
 axis.hist(bits * same[:, 0], bins, density=True, alpha=0.6, label="one probe for the whole trajectory")
@@ -129,7 +141,13 @@ plt.show()
 # %%
 measured = bits * same.std(axis=0, ddof=1)
 print("one probe, bits per dimension: measured", measured.round(3), " predicted", predicted.round(3))
-print("probes for 0.01 bits per dimension:", np.ceil((predicted / 0.01) ** 2).astype(int), " the exact trace:", d, "products")
+print(
+    "probes for 0.01 bits per dimension:",
+    np.ceil((predicted / 0.01) ** 2).astype(int),
+    " the exact trace:",
+    d,
+    "products",
+)
 assert (abs(measured / predicted - 1.0) < (0.35 if SHORT else 0.2)).all(), "the error is that of v^T M v"
 assert (fresh.std(axis=0) < same.std(axis=0)).all(), "independent probes average out"
 
@@ -151,11 +169,17 @@ for (name, p), colour in zip(model.items(), ("C0", "C1"), strict=True):
     for data, style, which in ((kept[:100], "-", "seen"), (held_out, "--", "held out")):
         noise = np.random.default_rng(5).standard_normal(data.shape)
         curve = [
-            -np.mean(p.diffuse(1.0, float(r)).log_density(data + r * noise) / d + np.log(1 / 8)) / np.log(2) for r in levels
+            -np.mean(p.diffuse(1.0, float(r)).log_density(data + r * noise) / d + np.log(1 / 8)) / np.log(2)
+            for r in levels
         ]
         curves[name, which] = curve
         axis.semilogx(levels, curve, style, color=colour, marker="o", markersize=3, label=f"{name}, {which}")
-axis.set(xlabel=r"noise level $\rho$ of the density", ylabel="bits per dimension", ylim=(-3, 10), title="Fewer bits are better")
+axis.set(
+    xlabel=r"noise level $\rho$ of the density",
+    ylabel="bits per dimension",
+    ylim=(0, 10),
+    title="Fewer bits are better",
+)
 axis.legend()
 plt.show()
 
@@ -168,5 +192,7 @@ plt.show()
 
 # %%
 gap = {name: curves[name, "held out"][-1] - curves[name, "seen"][-1] for name in model}
-print("held out less seen at the lowest noise, bits per dimension:", {name: round(float(g), 2) for name, g in gap.items()})
+print(
+    "held out less seen at the lowest noise, bits per dimension:", {name: round(float(g), 2) for name, g in gap.items()}
+)
 assert gap["point masses"] > 10 * abs(gap["mixture"]), "what was learnt by heart does not carry over"

@@ -20,14 +20,15 @@ LARGEST = 1_000_000  # bytes of a rendered notebook, so that a clone stays small
 
 def scripts(beginnings: list[str]) -> list[Path]:
     """The scripts whose names begin so, or all."""
-    found = [path for path in sorted(HERE.glob("[0-9][0-9]_*.py")) if path.name.startswith(tuple(beginnings or [""]))]
+    wanted = tuple(beginnings) or ""
+    found = [path for path in sorted(HERE.glob("[0-9][0-9]_*.py")) if path.name.startswith(wanted)]
     if not found:
         raise SystemExit(f"render: no notebook begins with {' or '.join(beginnings)}")
     return found
 
 
 def rendered(path: Path) -> Any:
-    """The executed notebook, without what differs from run to run: execution times and random names of cells."""
+    """The executed notebook, without what differs from place to place: execution times, random names of cells, warnings."""
     notebook = jupytext.read(path, fmt="py:percent")
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -37,6 +38,8 @@ def rendered(path: Path) -> Any:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {}
+        if "outputs" in cell:  # warnings depend on what else is installed
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
