@@ -28,7 +28,7 @@ def scripts(beginnings: list[str]) -> list[Path]:
 
 
 def rendered(path: Path) -> Any:
-    """The executed notebook, without what differs from place to place: execution times, random names of cells, warnings."""
+    """The executed notebook, without what differs from place to place: times, random names of cells, warnings."""
     notebook = jupytext.read(path, fmt="py:percent")
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
