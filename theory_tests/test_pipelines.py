@@ -578,7 +578,7 @@ def test_the_readme_of_pipelines_runs(tmp_path, monkeypatch):
     """Its block on a small pipeline, with fewer steps."""
     monkeypatch.chdir(tmp_path)
     tiny_pipelines.made("stable-diffusion").save_pretrained("path/to/checkpoint")
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[1] / "docs/moved_from_readme.md").read_text()
     (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
     fewer = {
         "steps=20": "steps=2",

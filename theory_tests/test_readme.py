@@ -1,0 +1,145 @@
+"""What the README says of itself is true: its table, links, badges and citation; its figures show committed numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dfmath
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def load(name):
+    """A script of docs/readme as a module."""
+    spec = importlib.util.spec_from_file_location(f"readme_{name}", ROOT / f"docs/readme/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look it up while it is made
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLE, FIGURES = load("table"), load("figures")
+ROWS = README.split(TABLE.BEGIN)[1].split(TABLE.END)[0].strip().splitlines()[2:]
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks/results" / name).read_text())
+
+
+def test_the_table_is_what_the_results_say():
+    assert TABLE.table() in README, "run python docs/readme/table.py"
+
+
+def test_another_result_makes_another_table(monkeypatch):
+    own = TABLE.result
+
+    def slower(name):
+        found = own(name)
+        if name == "network.json":
+            found["seconds"]["noise and trace, riding head"] *= 2.0
+        return found
+
+    monkeypatch.setattr(TABLE, "result", slower)
+    assert TABLE.table() not in README
+
+
+def test_every_row_names_a_result():
+    assert len(ROWS) >= 10
+    for row in ROWS:
+        (name, path) = re.search(r"\[(\w[\w.-]*\.json)\]\((\S+)\)", row).groups()
+        assert path == f"benchmarks/results/{name}" and (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "other", "row"),
+    [
+        ("moments_patches.json", "mean and trace", "torch dense", "| mean and trace, patches"),
+        ("moments_patches_product.json", "one product", "torch jvp", "`torch.func.jvp`"),
+        ("moments_digits.json", "mean and trace", "torch dense", "| mean and trace, digits"),
+    ],
+)
+def test_ratios_and_errors_of_moments(file, task, other, row):
+    """Once more, from the file alone."""
+    levels = result(file)["tasks"][task]["levels"]
+    seconds = {name: np.array([lv["contenders"][name]["seconds"] for lv in levels]) for name in ("dfmath", other)}
+    ratio = seconds["dfmath"] / seconds[other]
+    worst = [max(max(lv["contenders"][name]["errors"].values()) for lv in levels) for name in ("dfmath", other)]
+    (line,) = (line for line in ROWS if row in line)
+    mean = ratio.prod() ** (1 / len(ratio))
+    assert f"**{mean:.2f}**, at most {ratio.max():.2f}" in line
+    assert f"{worst[0]:.0e}, {worst[1]:.0e}" in line
+
+
+def test_the_worst_accuracy():
+    cases = result("accuracy.json")
+    every = {(c, m): v for c, methods in cases.items() for m, q in methods.items() for v in q.values()}
+    for dtype in ("float64", "float32"):
+        (line,) = (line for line in ROWS if f"{len(cases)} cases, {dtype}" in line)
+        ours = max(max(cases[c][m].values()) for c, m in every if m == f"dfmath {dtype}")
+        assert f" {ours:.0e}, " in line
+
+
+def test_the_figure_of_products_shows_the_committed_numbers():
+    levels = result("moments_patches_product.json")["tasks"]["one product"]["levels"]
+    times, errors = FIGURES.product().axes
+    for line, name in zip(times.lines, FIGURES.NAMES, strict=True):
+        assert line.get_xydata().tolist() == [[lv["rho"], lv["contenders"][name]["seconds"]] for lv in levels]
+    for line, name in zip(errors.lines, FIGURES.NAMES, strict=False):
+        wanted = [[lv["rho"], lv["contenders"][name]["errors"]["product"]] for lv in levels]
+        assert line.get_xydata().tolist() == wanted
+
+
+def test_the_figure_of_ellipses_has_the_posterior_covariance():
+    """Semi-axes of the ellipse at the middle of a panel are a quarter of the posterior's standard deviations."""
+    panel, rho = FIGURES.fisher().axes[1], FIGURES.LEVELS[1]
+    paths = [line.get_xydata() for line in panel.lines if len(line.get_xydata()) == 60]
+    centres = np.array([path[:-1].mean(axis=0) for path in paths])
+    nearest = int((centres**2).sum(axis=1).argmin())
+    at, y = centres[nearest], FIGURES.POINTS
+    w = np.exp(-((at - y) ** 2).sum(axis=1) / (2 * rho**2))
+    w /= w.sum()
+    covariance = (w[:, None] * (y - w @ y)).T @ (y - w @ y)
+    reach = np.linalg.norm(paths[nearest] - at, axis=1)
+    wanted = 0.25 * np.sqrt(np.linalg.eigvalsh(covariance))
+    assert [reach.min(), reach.max()] == pytest.approx(wanted, rel=2e-3)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/moved_from_readme.md", "docs/scaling.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text())
+    missing = [link for link in links if not (path.parent / link).exists()]
+    assert missing == []
+
+
+def test_badges_are_true():
+    (line,) = (line for line in README.splitlines()[:6] if "·" in line)
+    least = PROJECT["requires-python"].removeprefix(">=")
+    assert line == f"{PROJECT['license']} licence · Python {least} or newer · alpha, {PROJECT['version']}"
+    assert any("Alpha" in classifier for classifier in PROJECT["classifiers"])
+
+
+def test_the_two_commands_are_there_as_they_are_run():
+    assert "\npip install -c constraints.txt -e . && dfmath verify\n" in README
+    commands = re.findall(r"^pip install .*pytest.*$", README, re.MULTILINE)
+    assert commands[0] == 'pip install -c constraints.txt -e ".[test]" && pytest -n 2'
+
+
+def test_the_citation_is_of_this_version():
+    yaml = pytest.importorskip("yaml")
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(found)  # what CFF 1.2.0 asks for
+    assert (found["version"], found["license"]) == (dfmath.__version__, PROJECT["license"])
+    (paper,) = found["references"]
+    assert paper["title"] in README.replace("\n", " ") and len(paper["authors"]) == 10
+    assert all(f"{a['family-names']}, {a['given-names']}" in README for a in paper["authors"])
