@@ -10,6 +10,10 @@
 
 # %%
 import os
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise SystemExit("this notebook needs the torch extra: pip install -c constraints.txt -e '.[torch]'")
 
 import matplotlib.pyplot as plt
 import numpy as np
