@@ -46,6 +46,18 @@ figure.set_size_inches(10.4, 4.6)
 figure.set_dpi(80)
 figure
 
+# %%
+# Is A what it claims to be, the derivative of the map? The flow itself, from starts that are moved a little, says so.
+prior, report, h = cases["off a line"], reports["off a line"], 0.1
+ends = [
+    [dfmath.probability_flow(prior, report.starts[:4] + sign * h * e, 80.0, 0.02).x for sign in (1, -1)]
+    for e in np.eye(2)
+]
+quotient = np.stack([(up - down) / (2 * h) for up, down in ends], axis=2)
+error = np.abs(quotient - report.jacobians[:4]).max() / np.abs(report.jacobians[:4]).max()
+print(f"A against difference quotients of the flow: off by {error:.0e} of its size")
+assert error < 1e-3, "A is the Jacobian of the flow's map"
+
 # %% [markdown]
 # **Learnt:** three points are enough for the answer "no". The condition that saves the line is that all $P$ along a
 # trajectory commute; it holds for Gaussian data, for products of one-dimensional distributions, and for little else.
