@@ -81,7 +81,7 @@ def euler(prior, schedule, z, steps, rho_max=80.0, rho_min=0.02):
 
 
 prior, exact = cases["off a line"], reports["off a line"]
-counts = [50, 100, 200, 400] if SHORT else [50, 100, 200, 400, 800]
+counts = [50, 100, 200] if SHORT else [50, 100, 200, 400, 800]
 found = {
     name: [asymmetry(euler(prior, schedule, exact.starts, n)).mean() for n in counts]
     for name, schedule in official_schedules().items()

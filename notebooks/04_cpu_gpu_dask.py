@@ -114,9 +114,9 @@ else:
 # `Client(LocalCluster(n_workers=2, threads_per_worker=1))` before the prior is made; for Slurm and GPUs see docs/scaling.md.
 
 # %%
-folder = tempfile.mkdtemp()
-np.save(f"{folder}/points.npy", points)
-streamed = dfmath.PointMasses.from_file(f"{folder}/points.npy", memory=0)
+folder = tempfile.TemporaryDirectory()
+np.save(f"{folder.name}/points.npy", points)
+streamed = dfmath.PointMasses.from_file(f"{folder.name}/points.npy", memory=0)
 print(type(streamed.components).__name__, streamed)
 found["a file"] = traces_of(streamed, np.asarray)
 
