@@ -574,12 +574,12 @@ def test_wrong_models_are_refused(monkeypatch, capsys, words, said):
     assert left.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_the_readme_of_pipelines_runs(tmp_path, monkeypatch):
-    """Its block on a small pipeline, with fewer steps."""
+def test_the_page_on_pipelines_begins_with_what_runs(tmp_path, monkeypatch):
+    """Its first block, on a small pipeline and with fewer steps."""
     monkeypatch.chdir(tmp_path)
     tiny_pipelines.made("stable-diffusion").save_pretrained("path/to/checkpoint")
-    text = (Path(__file__).parents[1] / "docs/moved_from_readme.md").read_text()
-    (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    text = (Path(__file__).parents[1] / "docs/howto/pipelines.md").read_text()
+    block = re.findall(r"```py\n(.*?)```", text, re.DOTALL)[0]
     fewer = {
         "steps=20": "steps=2",
         "steps=50": "steps=3",
@@ -596,13 +596,13 @@ def test_the_readme_of_pipelines_runs(tmp_path, monkeypatch):
 
 
 def test_the_page_on_pipelines_runs(tmp_path, monkeypatch):
-    """Its blocks on diffusers, on a small pipeline with fewer steps."""
+    """Its other blocks on diffusers, on a small pipeline with fewer steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for i in range(2):
         Image.new("RGB", (20, 16), (90 * i, 60, 30)).save(tmp_path / "images" / f"{i}.png")
     text = (Path(__file__).parents[1] / "docs" / "howto" / "pipelines.md").read_text()
-    *blocks, _ = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    _, *blocks, _ = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
     names = {"pipe": tiny_pipelines.stable_diffusion()}
     fewer = {"steps=50": "steps=3", "steps=5000": "steps=2", "size=512": "size=16", "_steps=5)": "_steps=1)"}
     assert all(any(many in block for block in blocks) for many in fewer)

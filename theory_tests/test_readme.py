@@ -114,7 +114,7 @@ def test_the_figure_of_ellipses_has_the_posterior_covariance():
     assert [reach.min(), reach.max()] == pytest.approx(wanted, rel=2e-3)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/moved_from_readme.md", "docs/scaling.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/networks.md", "docs/guide/accuracy.md", "docs/scaling.md"])
 def test_links_lead_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text())
