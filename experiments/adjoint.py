@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,23 +28,46 @@ from dfmath.solvers import noise_levels, scheme
 
 Tensor: TypeAlias = torch.Tensor
 
-STATES, STEPS, DIGIT = 64, 50, 3
-GRID = (0.1, 0.2, 0.3, 0.4, 0.5)  # the paper's strengths
+QUESTION = (
+    "How far off are adjoint gradients of a trained network's sampler [MATH 5.1, 5.2], by every product with F: "
+    "product by product beside the mixture's closed form, from a level to the end beside the unrolled sampler; and "
+    "what does guidance by the paper's protocol [MATH 5.3] make of each?"
+)
+DIGIT = 3  # whose low resolution is aimed at
 WAYS = ("none", "paper", "centred", "calibrated", "Gaussian", "Gaussian, traced", "secant", "difference", "vjp")
-PARTS = 1 + (len(WAYS) + 1) * len(GRID)
 
 
-def measure(truth: Truth, trace: TraceModel, advance: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """How much there is of everything; the paper's steps, window of guidance and strengths."""
+
+    states: int = 64
+    steps: int = 50
+    window: tuple[int, int] = (15, 35)
+    grid: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    levels: int = 10
+
+    @property
+    def parts(self) -> int:
+        """Of the work."""
+        return 1 + (len(WAYS) + 1) * len(self.grid)
+
+
+FULL = Plan()
+QUICK = Plan(states=16, steps=15, window=(5, 10), grid=(0.1, 0.3), levels=5)
+
+
+def measure(plan: Plan, truth: Truth, trace: TraceModel, advance: Callable[[str], None]) -> dict[str, Any]:
     """Errors along trajectories, and guidance at all strengths."""
     reward, single = _reward(), _ways(truth, trace, torch.float32) | {"unrolled": "unrolled"}
-    found = _errors(truth, trace, reward)
+    found = _errors(plan, truth, trace, reward)
     advance("errors along trajectories")
     rows = {}
     for name in (*WAYS, "unrolled"):
-        rows[name] = [_guided(truth, reward, single[name], strength) for strength in GRID]
-        for _ in GRID:
+        rows[name] = [_guided(plan, truth, reward, single[name], strength) for strength in plan.grid]
+        for _ in plan.grid:
             advance(name)
-    return {"states": STATES, "steps": STEPS, "levels": found, "guidance": rows}
+    return {"levels": found, "guidance": rows}
 
 
 def _ways(truth: Truth, trace: TraceModel, dtype: torch.dtype) -> dict[str, Product | str]:
@@ -68,14 +92,16 @@ def _patches(x: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(x.reshape(-1, 1, 8, 8), 2).flatten(1)
 
 
-def _errors(truth: Truth, trace: TraceModel, reward: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
+def _errors(plan: Plan, truth: Truth, trace: TraceModel, reward: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
     """Of products with the gradient that arrives, and of the gradient from each level on."""
-    start = RHO[1] * torch.randn((STATES, truth.samples.shape[1]), generator=torch.Generator().manual_seed(3)).double()
-    path = run(truth.network, scheme("ddim", _levels()), start)
+    start = _start(plan, truth, seed=3).double()
+    path = run(truth.network, scheme("ddim", _levels(plan)), start)
     end = path.end.requires_grad_()
     gradient = torch.autograd.grad(-reward(end).sum(), end)[0]
     ways, exact = _ways(truth, trace, torch.float64), Exact(truth.prior)
-    at = sorted({int(np.argmin([abs(np.log(path.rho(i) / rho)) for i in range(STEPS)])) for rho in levels()})
+    at = sorted(
+        {int(np.argmin([abs(np.log(path.rho(i) / rho)) for i in range(plan.steps)])) for rho in levels(plan.levels)}
+    )
     return [_errors_at(path, i, gradient, ways, exact) for i in at]
 
 
@@ -95,7 +121,7 @@ def _errors_at(
 
 def _rest(path: Trajectory, i: int) -> Trajectory:
     """The trajectory from evaluation i on; where nothing is left, the last step."""
-    i = min(i, STEPS - 1)
+    i = min(i, len(path.states) - 1)
     shorter = scheme("ddim", path.scheme.rhos[i:])
     parts = path.times[i:], path.states[i:], path.noises[i:], path.end
     return Trajectory(path.network, shorter, path.shape, *parts)
@@ -111,14 +137,14 @@ def _off(found: Tensor, wanted: Tensor) -> float:
 
 
 def _guided(
-    truth: Truth, reward: Callable[[Tensor], Tensor], product: Product | str, strength: float
+    plan: Plan, truth: Truth, reward: Callable[[Tensor], Tensor], product: Product | str, strength: float
 ) -> dict[str, float]:
     """One run of the paper's protocol in single precision [MATH 5.3]; the exact density shows what is forced."""
-    start = RHO[1] * torch.randn((STATES, truth.samples.shape[1]), generator=torch.Generator().manual_seed(4))
-    options: dict[str, Any] = {"product": product, "strength": strength}
+    start, (first, last) = _start(plan, truth, seed=4), plan.window
+    options: dict[str, Any] = {"product": product, "strength": strength, "guide_from": first, "guide_to": last}
     begin = time.perf_counter()
     try:
-        found = guided_sample(truth.network, lambda x: -reward(x), start, _levels(), **options).x
+        found = guided_sample(truth.network, lambda x: -reward(x), start, _levels(plan), **options).x
     except ValueError as error:
         if "finite" not in str(error):
             raise
@@ -129,16 +155,23 @@ def _guided(
     return {"strength": strength} | numbers
 
 
-def _levels() -> tuple[float, ...]:
-    """50 steps to the lowest level: a last step to no noise would have no gradient at all where P is left out."""
-    return noise_levels(RHO[1], RHO[0], STEPS)
+def _start(plan: Plan, truth: Truth, seed: int) -> Tensor:
+    """Noise at the highest level, in single precision, (states, d)."""
+    shape = (plan.states, truth.samples.shape[1])
+    return RHO[1] * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _levels(plan: Plan) -> tuple[float, ...]:
+    """Steps to the lowest level: a last step to no noise would have no gradient at all where P is left out."""
+    return noise_levels(RHO[1], RHO[0], plan.steps)
 
 
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """Products, gradients, and the best strength of each way."""
     found = result["levels"]
     products = output.Table(
-        "Median error of F v beside the exact product, v the gradient that arrives (DDIM, 50 steps)",
+        "Median error of F v beside the exact product, v the gradient that arrives (DDIM, "
+        f"{result['settings']['steps']} steps)",
         ("rho", *WAYS),
         [(level["rho"], *(level["products"][way] for way in WAYS)) for level in found],
     )
@@ -172,23 +205,47 @@ def _seconds(runs: list[dict[str, float]]) -> float:
     return statistics.median(one["seconds"] for one in runs if math.isfinite(one["seconds"]))
 
 
+def seen(result: dict[str, Any]) -> str:
+    """Say what the numbers say."""
+    highest = max(result["levels"], key=lambda level: level["rho"])
+    cosines = {way: highest["gradients"][way][1] for way in WAYS}
+    said = ", ".join(f"{cosines[way]:.2f} {way}" for way in sorted(WAYS, key=lambda way: -cosines[way]))
+    best = {name: max((run["reward"] for run in runs), key=_or_lowest) for name, runs in result["guidance"].items()}
+    rewards = ", ".join(f"{best[name]:.3f} {name}" for name in sorted(best, key=lambda name: -_or_lowest(best[name])))
+    return (
+        f"Median cosine of the gradient from rho = {highest['rho']:.3g} on with the unrolled sampler's: {said}. Best "
+        f"mean reward of guidance: {rewards}."
+    )
+
+
+def _or_lowest(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
 def figure(result: dict[str, Any]) -> Any:
     """Errors of products and gradients against the noise level, and reward against time."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(13.8, 4.4), layout="constrained")
-    errors, cosines, rewards = drawn.subplots(1, 3)
+    panels = errors, cosines, rewards = drawn.subplots(1, 3)
+    for axes in panels:
+        axes.set_prop_cycle(color=[*output.COLOURS, "0.5", "0.75"], marker=list("os^vDPX<>*"))
     rho = [level["rho"] for level in result["levels"]]
     for way in WAYS:
-        errors.loglog(rho, [level["products"][way] for level in result["levels"]], marker="o", markersize=3, label=way)
-        cosines.semilogx(rho, [level["gradients"][way][1] for level in result["levels"]], marker="o", markersize=3)
+        errors.loglog(rho, [level["products"][way] for level in result["levels"]], markersize=4, label=way)
+        cosines.semilogx(rho, [level["gradients"][way][1] for level in result["levels"]], markersize=4)
     for name, runs in result["guidance"].items():
         finite = [one for one in runs if math.isfinite(one["reward"])]
         if finite:
-            rewards.semilogx([_seconds(finite)] * len(finite), [one["reward"] for one in finite], "o", label=name)
-    errors.set(xlabel=r"$\rho$", ylabel="median relative error", title="Products F v")
-    cosines.set(xlabel=r"$\rho$", ylabel="median cosine", title="Gradient beside the unrolled sampler's")
-    rewards.set(xlabel="seconds", ylabel="mean reward", title="Guidance, five strengths each")
-    errors.legend(fontsize="small")
-    rewards.legend(fontsize="small")
+            rewards.semilogx(
+                [_seconds(finite)] * len(finite), [one["reward"] for one in finite], linestyle="", label=name
+            )
+    errors.set(xlabel=r"noise-to-signal ratio $\rho$", ylabel="median relative error", title="Products F v")
+    cosines.set(
+        xlabel=r"noise-to-signal ratio $\rho$", ylabel="median cosine", title="Gradient beside the unrolled sampler's"
+    )
+    rewards.set(
+        xlabel="seconds", ylabel="mean reward", title=f"Guidance, {len(result['settings']['grid'])} strengths each"
+    )
+    drawn.legend(*rewards.get_legend_handles_labels(), fontsize="small", loc="outside right center")
     return drawn

@@ -1,16 +1,22 @@
-"""Tables and figures of experiments: written whole or not at all, with the machine and the commit beside them."""
+"""Tables of experiments."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dfmath.benchmarks import timing
-
-from dfmath.report import plain
+# Okabe and Ito's, which all eyes can tell apart.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW = COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)
 
 
 @dataclass(frozen=True)
@@ -25,17 +31,6 @@ class Table:
         """Return it as Markdown."""
         lines = [f"**{self.title}**", "", _line(self.columns), _line(["---"] * len(self.columns))]
         return "\n".join([*lines, *(_line([_text(value) for value in row]) for row in self.rows)])
-
-
-def save(folder: Path, name: str, tables: Sequence[Table], result: dict[str, Any]) -> str:
-    """Write NAME.md and NAME.json; return the Markdown."""
-    text = "\n\n".join(table.markdown() for table in tables) + "\n"
-    timing.write(folder / f"{name}.md", text)
-    timing.write(
-        folder / f"{name}.json",
-        json.dumps(plain({"machine": timing.machine(), **result}), indent=1, allow_nan=False) + "\n",
-    )
-    return text
 
 
 def _line(cells: Sequence[str]) -> str:

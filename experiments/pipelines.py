@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +23,11 @@ from dfmath.samplers import sample
 
 Tensor: TypeAlias = torch.Tensor
 
+QUESTION = (
+    "What are likelihoods of samples of a saved pipeline, by three ways to take the trace, and what does guidance by "
+    "the paper's protocol [MATH 5.3] reach and cost? There is no truth beside a checkpoint: the ways are compared "
+    "with each other."
+)
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
     "a watercolour of a lighthouse in a storm",
@@ -57,7 +62,7 @@ class Protocol:
         return 2 * len(self.prompts) + 1 + len(self.products) * len(self.strengths)
 
 
-PAPER = Protocol()
+FULL = Protocol()
 QUICK = Protocol(PROMPTS[:2], 6, (2, 3), (0.2,), ("none", "vjp"), 2, 20)
 
 
@@ -81,7 +86,7 @@ def loaded(path: str) -> Any:
     return pipe
 
 
-def measure(pipe: Any, protocol: Protocol, journal: Journal, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(protocol: Protocol, pipe: Any, journal: Journal, advance: Callable[[str], None]) -> dict[str, Any]:
     """Samples of all prompts, their likelihoods by three traces, and guidance over products and strengths."""
 
     def kept(name: str, work: Callable[[], Any]) -> Any:
@@ -104,7 +109,7 @@ def measure(pipe: Any, protocol: Protocol, journal: Journal, advance: Callable[[
         for product in protocol.products
         for strength in protocol.strengths
     ]
-    return {"protocol": asdict(protocol), "likelihoods": likelihoods, "guidance": guidance}
+    return {"likelihoods": likelihoods, "guidance": guidance}
 
 
 def _generated(pipe: Any, prompt: str, seed: int, protocol: Protocol) -> Any:
@@ -167,7 +172,7 @@ def _guidance(pipe: Any, product: str, strength: float, protocol: Protocol) -> d
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """Likelihoods by prompt, and guidance by product and strength."""
     ways = [name for name in result["likelihoods"][0] if name != "prompt"]
-    asked = result["protocol"]
+    asked = result["settings"]
     first, last = asked["window"]
     likelihoods = output.Table(
         f"Log-likelihood of samples at rho = {LEVELS[0]:g}, nats per dimension (seconds)",
@@ -187,13 +192,25 @@ def _cell(found: dict[str, float]) -> str:
     return f"{found['nats per dimension']:.4g} ({found['seconds']:.2g} s)"
 
 
+def seen(result: dict[str, Any]) -> str:
+    """Say what the numbers say."""
+    best = max(result["guidance"], key=lambda row: row["reward"])
+    ways = [name for name in result["likelihoods"][0] if name != "prompt"]
+    mean = {way: statistics.fmean(row[way]["nats per dimension"] for row in result["likelihoods"]) for way in ways}
+    said = ", ".join(f"{value:.3g} by {way}" for way, value in mean.items())
+    return (
+        f"Mean log-likelihood in nats per dimension: {said}. The highest reward, {best['reward']:.3g}, is that of "
+        f"{best['product']} at strength {best['strength']:g}."
+    )
+
+
 def figure(result: dict[str, Any]) -> Any:
     """Reward against strength for each product."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = drawn.subplots()
-    for product in result["protocol"]["products"]:
+    for product in result["settings"]["products"]:
         rows = [row for row in result["guidance"] if row["product"] == product]
         axes.plot([row["strength"] for row in rows], [row["reward"] for row in rows], marker="o", label=product)
     axes.set_xlabel("strength")

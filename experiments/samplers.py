@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from dfmath.experiments import orders, output
-from dfmath.experiments.truth import RHO, Truth
+from dfmath.experiments.truth import RHO, Truth, training_plan
 from dfmath.integrations.score_normalizer import network_normalizer
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -22,11 +23,13 @@ from dfmath.solvers import Spacing, noise_levels
 Tensor: TypeAlias = torch.Tensor
 Model: TypeAlias = Any
 
-EVALUATIONS = (5, 10, 20, 50)
-REPEATS, SAMPLES = 5, 1000  # sets of samples, for error bars; samples in each
-SEEN_AT, SHOWN = 10, 8  # evaluations at which samples are drawn, and how many
+QUESTION = (
+    "How near do samplers come with 5 to 50 evaluations? From the exact noise of a mixture and from that of a network "
+    "that was trained on its samples: the distance from where the model's own flow ends, the Frechet distance and W2 "
+    "from the mixture, and the orders of convergence on Gaussians, whose flow has a closed form [MATH 2.5, 6.1, 6.2]."
+)
+SEEN_AT = 10  # evaluations at which samples are drawn
 FAR = 1e6  # noise at which nothing of the data is seen
-COLLECTED, FINE = 200, 400  # levels of a network's normalizer; steps of the reference
 TIMES = VP.linear()  # whose time some polynomials are in, and some grids are even in
 DETERMINISTIC: dict[str, dict[str, Any]] = {
     "DDIM": {"solver": "ddim"},
@@ -48,39 +51,68 @@ STOCHASTIC: dict[str, dict[str, Any]] = {
     "EDM, churn": {"solver": "heun", "churn": Churn(8.0)},
 }
 WAYS: dict[str, dict[str, Any]] = {**DETERMINISTIC, **STOCHASTIC}
-PARTS = 2 * (len(WAYS) + 1)  # of the work: every sampler, and the reference, of each model
 
 
-def measure(truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """How much there is of everything."""
+
+    evaluations: tuple[int, ...] = (5, 10, 20, 50)  # with SEEN_AT among them
+    repeats: int = 5  # sets of samples, for error bars
+    samples: int = 1000  # in each
+    shown: int = 8  # of them in pictures
+    collected: int = 200  # levels of a network's normalizer
+    averaged: int = 4000  # samples of the mixture's own
+    fine: int = 400  # steps of the reference
+
+    @property
+    def parts(self) -> int:
+        """Of the work: every sampler, and the reference, of each model."""
+        return 2 * (len(WAYS) + 1)
+
+
+FULL = Plan()
+QUICK = Plan(evaluations=(5, 10, 20), repeats=2, samples=50, collected=30, averaged=100, fine=50)
+
+
+def measure(plan: Plan, truth: Truth, advance: Callable[[str], None]) -> dict[str, Any]:
     """Distances of samples from the mixture, and from the ends of the exact flow, of both models."""
-    repeats, count = (2, 100) if truth.quick else (REPEATS, SAMPLES)
+    repeats, count = plan.repeats, plan.samples
     start = truth.prior.diffuse(1.0, RHO[1]).sample(repeats * count, seed=5)
     fresh = [truth.prior.sample(count, seed=100 + k).numpy() for k in range(2 * repeats)]
-    models = {"mixture": (truth.prior, _exact_normalizer(truth), start), "network": _network(truth, start)}
-    found = {name: _model(model, n, x, truth.prior, fresh[:repeats], advance) for name, (model, n, x) in models.items()}
+    models = {"mixture": (truth.prior, _exact_normalizer(plan, truth), start), "network": _network(plan, truth, start)}
+    found = {
+        name: _model(plan, model, n, x, truth.prior, fresh[:repeats], advance) for name, (model, n, x) in models.items()
+    }
     plain = {n: options for n, options in DETERMINISTIC.items() if not {"normalizer", "spacing"} & set(options)}
     floor = _distances(truth.prior, np.concatenate(fresh[repeats:]), fresh[:repeats])
-    sizes = {"samples": count, "repeats": repeats, "rho": [RHO[1], RHO[0]]}
-    return sizes | {"floor": floor, "models": found, "orders": orders.measure(plain)}
+    return {"rho": [RHO[1], RHO[0]], "floor": floor, "models": found, "orders": orders.measure(plain)}
 
 
-def _exact_normalizer(truth: Truth) -> Normalizer:
+def _exact_normalizer(plan: Plan, truth: Truth) -> Normalizer:
     levels = noise_levels(RHO[1], RHO[0], 40, "log")
-    return normalizer_of_prior(truth.prior, levels, samples=500 if truth.quick else 4000, seed=6)
+    return normalizer_of_prior(truth.prior, levels, samples=plan.averaged, seed=6)
 
 
-def _network(truth: Truth, start: Tensor) -> tuple[Model, Normalizer, Tensor]:
+def _network(plan: Plan, truth: Truth, start: Tensor) -> tuple[Model, Normalizer, Tensor]:
     """The network, in its own precision, with its normalizer from the cache."""
-    x, name = start.to(torch.float32), f"digits-normalizer-{'quick' if truth.quick else 'full'}.safetensors"
-    levels = noise_levels(RHO[1], RHO[0], COLLECTED, "log")
+    x, trained = start.to(torch.float32), training_plan(truth.quick).steps
+    name = f"digits-normalizer-{trained}-{plan.collected}.safetensors"
+    levels = noise_levels(RHO[1], RHO[0], plan.collected, "log")
     return truth.network, network_normalizer(truth.network, x, levels, cache=truth.cache / name), x
 
 
 def _model(
-    model: Model, n: Normalizer, x: Tensor, prior: GaussianMixture, fresh: list[Any], advance: Callable[[str], None]
+    plan: Plan,
+    model: Model,
+    n: Normalizer,
+    x: Tensor,
+    prior: GaussianMixture,
+    fresh: list[Any],
+    advance: Callable[[str], None],
 ) -> dict[str, Any]:
     """Every sampler at every number of evaluations, from the same noise."""
-    exact = sample(model, None, x, solver="heun", steps=FINE, start=RHO[1], end=RHO[0]).x.double().numpy()
+    exact = sample(model, None, x, solver="heun", steps=plan.fine, start=RHO[1], end=RHO[0]).x.double().numpy()
     advance("reference")
     rows: dict[str, Any] = {"reference": _distances(prior, exact, fresh)}
     for name, options in WAYS.items():
@@ -88,12 +120,12 @@ def _model(
         own |= {"normalizer": n} if "normalizer" in options else {}
         own |= {"seed": 7} if name in STOCHASTIC else {}
         rows[name] = {}
-        for evaluations in EVALUATIONS:
+        for evaluations in plan.evaluations:
             levels = _levels(options.get("spacing", "edm"), _steps(options["solver"], evaluations))
             found = sample(model, None, x, steps=levels, **own)
             ends = found.x.double().numpy()
             flow = {} if name in STOCHASTIC else {"off the flow": _spread(_off(ends, exact, len(fresh)))}
-            seen = {"pictures": [_picture(end) for end in ends[:SHOWN]]} if evaluations == SEEN_AT else {}
+            seen = {"pictures": [_picture(end) for end in ends[: plan.shown]]} if evaluations == SEEN_AT else {}
             rows[name][str(evaluations)] = {
                 "evaluations": found.evaluations,
                 **_distances(prior, ends, fresh),
@@ -178,7 +210,8 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
 
 
 def _table(result: dict[str, Any], model: str, measure: str) -> output.Table:
-    rows = result["models"][model]
+    rows, asked = result["models"][model], result["settings"]
+    counts = asked["evaluations"]
     what = {
         "off the flow": "Root mean square distance from the end of the model's own flow",
         "Frechet": "Frechet distance from the mixture",
@@ -188,25 +221,41 @@ def _table(result: dict[str, Any], model: str, measure: str) -> output.Table:
     if measure in result["floor"]:
         floor, flow = _cell(result["floor"][measure]), _cell(rows["reference"][measure])
         beside = f"; of samples of the mixture {floor}, of the flow {flow}"
-    title = f"{what}, by {model}, {result['repeats']} sets of {result['samples']} samples{beside}"
-    names = [name for name in WAYS if measure in rows[name]["5"]]
-    title += _counts(rows, names)
-    columns = ("sampler", *(f"{n} evaluations" for n in EVALUATIONS))
-    return output.Table(title, columns, [(n, *(_cell(rows[n][str(e)][measure]) for e in EVALUATIONS)) for n in names])
+    title = f"{what}, by {model}, {asked['repeats']} sets of {asked['samples']} samples{beside}"
+    names = [name for name in WAYS if measure in rows[name][str(SEEN_AT)]]
+    title += _counts(rows, names, counts)
+    columns = ("sampler", *(f"{n} evaluations" for n in counts))
+    return output.Table(title, columns, [(n, *(_cell(rows[n][str(e)][measure]) for e in counts)) for n in names])
 
 
 def _cell(value: Sequence[float]) -> str:
     return f"{value[0]:.3g} ± {value[1]:.1g}"
 
 
-def _counts(rows: dict[str, Any], names: Sequence[str]) -> str:
+def _counts(rows: dict[str, Any], names: Sequence[str], asked: Sequence[int]) -> str:
     """Who takes another number of evaluations than its column says."""
     found = []
     for name in names:
-        counts = [rows[name][str(n)]["evaluations"] for n in EVALUATIONS]
-        if counts != list(EVALUATIONS):
+        counts = [rows[name][str(n)]["evaluations"] for n in asked]
+        if counts != list(asked):
             found.append(f"{name} {', '.join(str(n) for n in counts)}")
     return f"; evaluations of {'; '.join(found)}" if found else ""
+
+
+def seen(result: dict[str, Any]) -> str:
+    """Say what the numbers say."""
+    found = [_nearest(model, rows) for model, rows in result["models"].items()]
+    orders_found = ", ".join(f"{row['order']:.2f} {name}" for name, row in result["orders"].items())
+    return f"{' '.join(found)} Orders of convergence measured on Gaussians: {orders_found}."
+
+
+def _nearest(model: str, rows: dict[str, Any]) -> str:
+    off = {name: rows[name][str(SEEN_AT)]["off the flow"] for name in DETERMINISTIC}
+    best = min(off, key=lambda name: off[name][0])
+    return (
+        f"With {SEEN_AT} evaluations of the {model}, {best} ends nearest to the end of its flow, {_cell(off[best])} "
+        f"off, where DDIM is {_cell(off['DDIM'])} off."
+    )
 
 
 def figure(result: dict[str, Any]) -> Any:
@@ -221,7 +270,7 @@ def figure(result: dict[str, Any]) -> Any:
     orders.draw(rest.subplots(), result["orders"], list(WAYS))
     for row, (model, found) in zip(panels, result["models"].items(), strict=True):
         for axes, measure in zip(row, measures, strict=True):
-            _panel(axes, found, measure)
+            _panel(axes, found, measure, result["settings"]["evaluations"])
             axes.set_title(f"noise of the {model}")
             axes.set_ylabel(LABELS[measure])
             if measure in result["floor"]:
@@ -235,17 +284,17 @@ def figure(result: dict[str, Any]) -> Any:
     return drawn
 
 
-def _panel(axes: Any, found: dict[str, Any], measure: str) -> None:
+def _panel(axes: Any, found: dict[str, Any], measure: str, asked: Sequence[int]) -> None:
     for k, name in enumerate(WAYS):
-        if measure not in found[name]["5"]:
+        if measure not in found[name][str(SEEN_AT)]:
             continue
-        counts = [found[name][str(e)]["evaluations"] for e in EVALUATIONS]
-        values, errors = zip(*(found[name][str(e)][measure] for e in EVALUATIONS), strict=True)
+        counts = [found[name][str(e)]["evaluations"] for e in asked]
+        values, errors = zip(*(found[name][str(e)][measure] for e in asked), strict=True)
         style = {"linestyle": "--" if "SN" in name else ":" if name in STOCHASTIC else "-", "color": orders.COLOURS[k]}
         axes.errorbar(counts, values, errors, label=name, marker="o", markersize=3, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(EVALUATIONS, [str(e) for e in EVALUATIONS])
+    axes.set_xticks(asked, [str(e) for e in asked])
     axes.minorticks_off()
 
 

@@ -27,9 +27,32 @@ from dfmath.solvers import scheme
 
 Tensor: TypeAlias = torch.Tensor
 
-STATES = 512
-DENSE, TO_THE_END = 64, 100  # states with dense matrices; steps of Heun from a state to the end
+QUESTION = (
+    "How far are traces of a trained network's Fisher from the truth, by trace heads [MATH 4.1, 4.3], Hutchinson's "
+    "estimator [MATH 4.7] and the exact trace of the network's Jacobian; what do they cost; and do the bounds [MATH "
+    "4.2, 4.3, 4.5] hold with the network's own errors?"
+)
 WAYS = ("local-loss", "paper", "Hutchinson, 1 probe", "Hutchinson, 8 probes", "exact autodiff")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much there is of everything."""
+
+    states: int = 512  # at each noise level
+    dense: int = 64  # of them with dense matrices
+    to_the_end: int = 100  # steps of Heun from a state to the end
+    levels: int = 10
+    rounds: int = 5  # of timed calls
+
+    @property
+    def parts(self) -> int:
+        """Of the work."""
+        return self.levels
+
+
+FULL = Plan()
+QUICK = Plan(states=96, dense=8, to_the_end=15, levels=6, rounds=2)
 
 
 @dataclass(frozen=True)
@@ -73,17 +96,21 @@ def heads(
 
 def head_plan(quick: bool) -> TrainingPlan:
     """Of a head."""
-    return TrainingPlan(steps=600 if quick else 6000, rate=2e-3, warmup=200, averaging=0.999, every=1000, seed=0)
+    return TrainingPlan(
+        steps=200 if quick else 6000, rate=2e-3, warmup=50 if quick else 200, averaging=0.999, every=1000, seed=0
+    )
 
 
-def measure(truth: Truth, models: dict[Form, TraceModel], advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(plan: Plan, truth: Truth, models: dict[Form, TraceModel], advance: Callable[[str], None]) -> dict[str, Any]:
     """Errors and bounds at every level, and what one trace costs."""
-    found = [_level(truth, models, rho, advance) for rho in levels()]
-    return {"states": STATES, "levels": found, "cost": _costs(truth, models)}
+    found = [_level(plan, truth, models, rho, advance) for rho in levels(plan.levels)]
+    return {"levels": found, "cost": _costs(plan, truth, models)}
 
 
-def _level(truth: Truth, models: dict[Form, TraceModel], rho: float, advance: Callable[[str], None]) -> dict[str, Any]:
-    _, x = noised(truth, rho, STATES, seed=0)
+def _level(
+    plan: Plan, truth: Truth, models: dict[Form, TraceModel], rho: float, advance: Callable[[str], None]
+) -> dict[str, Any]:
+    _, x = noised(truth, rho, plan.states, seed=0)
     known, dim = exact(truth, x, rho), x.shape[1]
     traces = {name: way(x) for name, way in _ways(truth, models, rho).items()}
     off = {name: rho**2 / dim * (trace - known.trace).abs() for name, trace in traces.items()}
@@ -93,7 +120,7 @@ def _level(truth: Truth, models: dict[Form, TraceModel], rho: float, advance: Ca
         "trace": (rho**2 / dim * known.trace).median().item(),
         "median": {name: part.median().item() for name, part in off.items()},
         "largest": {name: part.max().item() for name, part in off.items()},
-        "bounds": _bounds(truth, models, traces, known, x, rho),
+        "bounds": _bounds(plan, truth, traces, known, x, rho),
     }
 
 
@@ -119,7 +146,7 @@ def rademacher(shape: tuple[int, ...], like: Tensor, seed: int = 0) -> Tensor:
 
 
 def _bounds(
-    truth: Truth, models: dict[Form, TraceModel], traces: dict[str, Tensor], known: Exact, x: Tensor, rho: float
+    plan: Plan, truth: Truth, traces: dict[str, Tensor], known: Exact, x: Tensor, rho: float
 ) -> dict[str, float]:
     """Largest error over its bound, with d1 and d2 measured at each state; R is that of the posterior there."""
     dim, noise = x.shape[1], truth.network.noise(x, rho)
@@ -127,7 +154,7 @@ def _bounds(
     return {
         "4.2": _share_of_bound_42(traces["paper"], known, (x - rho * noise), d2, rho),
         "4.3": _share_of_bound_43(traces["local-loss"], known, d2, rho, dim),
-        "4.5": _share_of_bound_45(truth, known, x, d2, rho),
+        "4.5": _share_of_bound_45(plan, truth, known, x, d2, rho),
     }
 
 
@@ -145,9 +172,9 @@ def _share_of_bound_43(trace: Tensor, known: Exact, d2: Tensor, rho: float, dim:
     return _largest_share(trace - known.trace, bounds.local_loss_error(_numpy(d1), _numpy(d2), rho, dim))
 
 
-def _share_of_bound_45(truth: Truth, known: Exact, x: Tensor, d2: Tensor, rho: float) -> float:
-    some = slice(0, DENSE)
-    grid = scheme("heun", np.geomspace(rho, RHO[0], 1 + TO_THE_END).tolist())
+def _share_of_bound_45(plan: Plan, truth: Truth, known: Exact, x: Tensor, d2: Tensor, rho: float) -> float:
+    some = slice(0, plan.dense)
+    grid = scheme("heun", np.geomspace(rho, RHO[0], 1 + plan.to_the_end).tolist())
     end = run(truth.network, grid, x[some]).end
     claimed = EndpointFisher(end, truth.network.posterior_mean(x[some], rho), 1.0, rho, "paper").to_dense()
     off = (claimed - truth.prior.diffuse(1.0, rho).fisher(x[some]).to_dense()).norm(dim=(1, 2))
@@ -164,12 +191,12 @@ def _numpy(values: Tensor) -> Any:
     return values.detach().numpy()
 
 
-def _costs(truth: Truth, models: dict[Form, TraceModel]) -> dict[str, float]:
+def _costs(plan: Plan, truth: Truth, models: dict[Form, TraceModel]) -> dict[str, float]:
     """Time of one trace, or of noise and trace where they come together, over that of one evaluation."""
-    _, x = noised(truth, 1.0, STATES, seed=1)
+    _, x = noised(truth, 1.0, plan.states, seed=1)
     calls = {"network": lambda: truth.network.noise(x, 1.0)}
     calls |= {name: partial(way, x) for name, way in _ways(truth, models, 1.0).items()}
-    seconds = timing.interleaved(calls, 5, rest=0.0)
+    seconds = timing.interleaved(calls, plan.rounds, rest=0.0)
     return {name: statistics.median(part) / statistics.median(seconds["network"]) for name, part in seconds.items()}
 
 
@@ -177,7 +204,7 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
     """Errors, bounds and costs."""
     found = result["levels"]
     errors = output.Table(
-        f"Median error of the trace, sigma^2 |T - tr F|/d, {result['states']} states at each level",
+        f"Median error of the trace, sigma^2 |T - tr F|/d, {result['settings']['states']} states at each level",
         ("rho", "sigma^2 tr F/d", *WAYS),
         [(level["rho"], level["trace"], *(level["median"][way] for way in WAYS)) for level in found],
     )
@@ -194,6 +221,21 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
     return [errors, shares, costs]
 
 
+def seen(result: dict[str, Any]) -> str:
+    """Say what the numbers say."""
+    found, cost = result["levels"], result["cost"]
+    best = [min(WAYS, key=lambda way, level=level: level["median"][way]) for level in found]  # type: ignore[misc]
+    wins = {way: best.count(way) for way in WAYS if way in best}
+    nearest = ", ".join(f"{way} at {count} of {len(found)} levels" for way, count in wins.items())
+    times = ", ".join(f"{cost[way]:.3g} {way}" for way in WAYS)
+    shares = [share for level in found for share in level["bounds"].values()]
+    verdict = "all bounds hold" if max(shares) <= 1.0 + 1e-6 else "a bound failed"
+    return (
+        f"Nearest to the truth: {nearest}. One trace takes, in evaluations of the network: {times}. With the "
+        f"network's own errors {verdict}, the largest ratio of error to bound being {max(shares):.3g}."
+    )
+
+
 def figure(result: dict[str, Any]) -> Any:
     """Errors against the noise level."""
     from matplotlib.figure import Figure
@@ -201,9 +243,10 @@ def figure(result: dict[str, Any]) -> Any:
     drawn = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = drawn.subplots()
     rho = [level["rho"] for level in result["levels"]]
-    for way in WAYS:
-        axes.loglog(rho, [level["median"][way] for level in result["levels"]], marker="o", markersize=3, label=way)
-    axes.set_xlabel(r"$\rho$")
+    for way, colour, marker in zip(WAYS, output.COLOURS, "os^vD", strict=False):
+        median = [level["median"][way] for level in result["levels"]]
+        axes.loglog(rho, median, color=colour, marker=marker, markersize=4, label=way)
+    axes.set_xlabel(r"noise-to-signal ratio $\rho$")
     axes.set_ylabel(r"median $\sigma^2\,|T - \mathrm{tr}F|\,/\,d$")
     axes.set_title("Traces of a trained network beside the truth")
     axes.legend()

@@ -27,7 +27,7 @@ from dfmath.schedules import EDM
 Tensor: TypeAlias = torch.Tensor
 
 COMPONENTS, FLOOR = 10, 1e-3  # of the mixture; what is added to its variances
-POOL = 200_000  # samples that the networks are trained on
+POOL = 200_000  # samples that the networks are trained on; a tenth of them in a quick run
 RHO = (0.02, 30.0)  # noise-to-signal ratios that they are trained for
 LEVELS = (0.03, 10.0)  # and those at which they are measured
 WAVES, BATCH = 16, 512
@@ -91,7 +91,7 @@ def cache_folder() -> Path:
 def truth(cache: Path, quick: bool = False, progress: Callable[[str], None] | None = None) -> Truth:
     """Train the network, or load it where it was trained before: the same from the same seeds on the same machine."""
     prior = mixture()
-    samples = prior.sample(POOL, seed=1).to(torch.float32)
+    samples = prior.sample(pool(quick), seed=1).to(torch.float32)
     sigma_data = float(f"{samples.std().item():.6g}")  # the last digits depend on the machine
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -110,9 +110,16 @@ def truth(cache: Path, quick: bool = False, progress: Callable[[str], None] | No
     return Truth(prior, network, samples, cache, quick)
 
 
+def pool(quick: bool) -> int:
+    """Number of samples that the networks are trained on."""
+    return POOL // 10 if quick else POOL
+
+
 def training_plan(quick: bool) -> TrainingPlan:
     """Of the score network."""
-    return TrainingPlan(steps=600 if quick else 9000, rate=2e-3, warmup=200, averaging=0.999, every=1000, seed=0)
+    return TrainingPlan(
+        steps=300 if quick else 9000, rate=2e-3, warmup=50 if quick else 200, averaging=0.999, every=1000, seed=0
+    )
 
 
 def levels(count: int = 10) -> list[float]:

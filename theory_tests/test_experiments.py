@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -24,23 +25,11 @@ def small():
         patch.setattr(truths, "training_plan", lambda quick: plan)
         patch.setattr(trace_error, "head_plan", lambda quick: plan)
         patch.setattr(truths, "POOL", 2000)
-        for module, states in ((trace_error, 24), (nll, 6), (adjoint, 6)):
-            patch.setattr(module, "STATES", states)
-        patch.setattr(trace_error, "DENSE", 8)
-        patch.setattr(nll, "STEPS", 8)
-        patch.setattr(nll, "DRAWS", 2)
-        patch.setattr(adjoint, "GRID", (0.1,))
-        for name, value in {
-            "REPEATS": 2,
-            "SAMPLES": 70,
-            "COLLECTED": 12,
-            "FINE": 30,
-            "SHOWN": 2,
-            "EVALUATIONS": (5, 10, 25),
-        }.items():
-            patch.setattr(samplers, name, value)
-        for module in (trace_error, adjoint):
-            patch.setattr(module, "levels", lambda: [0.05, 0.5, 5.0])
+        patch.setattr(trace_error, "FULL", trace_error.Plan(states=24, dense=8, levels=3, rounds=2))
+        patch.setattr(nll, "FULL", nll.Plan(states=6, steps=8, draws=2))
+        patch.setattr(adjoint, "FULL", adjoint.Plan(states=6, grid=(0.1,), levels=3))
+        small_samples = {"repeats": 2, "samples": 70, "shown": 2, "averaged": 500, "fine": 30, "collected": 12}
+        patch.setattr(samplers, "FULL", samplers.Plan(evaluations=(5, 10, 25), **small_samples))
         yield
 
 
@@ -52,7 +41,7 @@ def truth(small, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sampled(truth):
     """What all samplers do."""
-    return samplers.measure(truth, lambda text: None)
+    return samplers.measure(samplers.FULL, truth, lambda text: None)
 
 
 def test_the_truth_is_the_mixtures(truth):
@@ -98,12 +87,12 @@ def test_networks_come_back_from_the_cache(truth):
 
 def test_bounds_hold_for_a_network_that_is_hardly_trained(truth):
     """They need nothing of the network but d1 and d2, which are measured [MATH 4.2, 4.3, 4.5]."""
-    found = trace_error.measure(truth, trace_error.heads(truth), lambda text: None)
+    found = trace_error.measure(trace_error.FULL, truth, trace_error.heads(truth), lambda text: None)
     for level in found["levels"]:
         assert all(0.0 < share <= 1.0 + 1e-6 for share in level["bounds"].values()), level
         assert set(level["median"]) == set(trace_error.WAYS)
-    text = "\n".join(table.markdown() for table in trace_error.tables(found))
-    assert "| 0.05 |" in text and "Hutchinson, 1 probe" in text
+    text = "\n".join(table.markdown() for table in trace_error.tables({"settings": asdict(trace_error.FULL), **found}))
+    assert "| 0.03 |" in text and "Hutchinson, 1 probe" in text
 
 
 def run_command(monkeypatch, *words):
@@ -115,7 +104,7 @@ def run_command(monkeypatch, *words):
 
 
 def test_commands_write_tables_and_figures(small, sampled, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(samplers, "measure", lambda truth, advance: sampled)
+    monkeypatch.setattr(samplers, "measure", lambda plan, truth, advance: sampled)
     monkeypatch.setattr(adjoint, "WAYS", ("none", "secant", "vjp"))  # each is tested in test_adjoint
     folders = ("--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out"))
     for name, tables in (("nll", 1), ("adjoint", 3), ("samplers", 7)):
@@ -130,7 +119,7 @@ def test_commands_write_tables_and_figures(small, sampled, tmp_path, capsys, mon
 def test_the_vjp_is_the_unrolled_gradient(truth):
     """In the table of gradients it is what the others are compared with; beside the mixture it is not exact."""
     head = trace_error.heads(truth, forms=("local-loss",))["local-loss"]
-    found = adjoint._errors(truth, head, adjoint._reward())
+    found = adjoint._errors(adjoint.FULL, truth, head, adjoint._reward())
     for level in found:
         assert level["gradients"]["vjp"][0] == 0.0 and abs(level["gradients"]["vjp"][1] - 1.0) < 1e-12
         assert level["products"]["vjp"] > 1e-3
@@ -165,9 +154,9 @@ def test_samplers_get_better_with_evaluations(sampled):
     """Those of the exact noise approach the end of the flow, and no more evaluations are taken than are said."""
     rows = sampled["models"]["mixture"]
     for name in samplers.DETERMINISTIC:
-        off = [rows[name][str(e)]["off the flow"][0] for e in samplers.EVALUATIONS]
+        off = [rows[name][str(e)]["off the flow"][0] for e in samplers.FULL.evaluations]
         assert off[-1] < 0.6 * off[0], (name, off)
-        assert all(rows[name][str(e)]["evaluations"] <= e for e in samplers.EVALUATIONS)
+        assert all(rows[name][str(e)]["evaluations"] <= e for e in samplers.FULL.evaluations)
     assert rows["DEIS 3"]["25"]["off the flow"][0] < rows["DDIM"]["25"]["off the flow"][0]
     assert rows["DEIS-SN 2"]["10"] != rows["DEIS 2"]["10"]
     known = {
@@ -194,7 +183,7 @@ def test_what_is_missing_is_named(capsys, monkeypatch):
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert run_command(monkeypatch, "reproduce", "nll") == 2
     said = capsys.readouterr().err
-    assert "reproduce needs torch and safetensors: in the folder of dfmath" in said and "-e '.[torch]'" in said
+    assert "reproduce nll needs torch and safetensors: in the folder of dfmath" in said and "-e '.[torch]'" in said
     assert run_command(monkeypatch, "bench", "network") == 2
     assert ".[diffusers]" in capsys.readouterr().err
 

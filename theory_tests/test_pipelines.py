@@ -549,7 +549,8 @@ def test_the_published_experiments_run_on_a_saved_pipeline(monkeypatch, tmp_path
     kept = json.loads(journal.read_text())
     lost = kept["parts"].pop("guidance: vjp, 0.2")
     journal.write_text(json.dumps(kept))
-    monkeypatch.setattr(sys, "argv", ["dfmath", "reproduce", *words, "--resume", "--json"])
+    (tmp_path / "out" / "pipeline.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["dfmath", "reproduce", *words, "--json"])
     with pytest.raises(SystemExit) as left:
         main()
     again = json.loads(journal.read_text())["parts"]
@@ -564,7 +565,6 @@ def test_the_published_experiments_run_on_a_saved_pipeline(monkeypatch, tmp_path
         (["pipeline"], "--model belongs to the experiment 'pipeline'"),
         (["nll", "--model", "x"], "--model belongs to the experiment 'pipeline'"),
         (["pipeline", "--model", "nowhere"], "model must be a folder that a diffusers pipeline was saved in"),
-        (["nll", "--resume"], "--resume belongs to the experiment 'pipeline'"),
     ],
 )
 def test_wrong_models_are_refused(monkeypatch, capsys, words, said):
