@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dfmath.experiments.registry import EXPERIMENTS
+from dfmath.experiments.results import markdown
 from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-EXPERIMENTS = {"adjoint": "adjoint", "nll": "nll", "samplers": "samplers", "trace-error": "trace_error"}
 BENCHMARKS = {
     "cluster": "cluster",
     "network": "networks",
@@ -27,8 +28,9 @@ BENCHMARKS = {
 def written(name: str, result: dict[str, Any]) -> str:
     """Return the tables of one result as Markdown."""
     if name in EXPERIMENTS:
-        module = importlib.import_module(f"dfmath.experiments.{EXPERIMENTS[name]}")
-        return "\n\n".join(table.markdown() for table in module.tables(_with_nan(result)))
+        # Results that were measured before files held their settings keep the tables that were written with them.
+        old = "settings" not in result
+        return _committed(name) if old else markdown(EXPERIMENTS[name].module, _with_nan(result))
     own: dict[str, Callable[[dict[str, Any]], str]] = {"accuracy": _accuracy}
     if name.startswith("flow_"):
         return _flow(result)
@@ -36,6 +38,10 @@ def written(name: str, result: dict[str, Any]) -> str:
         return own[name](result)
     module = importlib.import_module("dfmath.benchmarks." + BENCHMARKS.get(name, "moments"))
     return str(module.markdown(result))
+
+
+def _committed(name: str) -> str:
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _with_nan(value: Any) -> Any:
