@@ -24,7 +24,7 @@ from typing import cast
 
 from dfmath.backends import array_api, cuda
 from dfmath.backends._compat import Array, array_namespace, has_no_values, is_cupy_array, is_torch_array
-from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.components import Components
 from dfmath.backends.device_few import among_few
 from dfmath.backends.device_index import index_of
 from dfmath.backends.device_memory import room, with_room
@@ -32,6 +32,7 @@ from dfmath.backends.device_precision import tensor_cores
 from dfmath.backends.device_products import by_products
 from dfmath.backends.device_request import PRODUCT, Ask
 from dfmath.backends.device_tiles import Law, Tile, largest_lower_bound, take_candidates
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.moments import Moments, Space, Want, concatenate, field_by_field, merge
 from dfmath.backends.precision import ROUND_64, gamma
 

@@ -7,7 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace
-from dfmath.backends.components import Diagonal
+from dfmath.backends.diagonal import Diagonal
 
 TILE = 2**24  # numbers that are converted at a time
 

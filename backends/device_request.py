@@ -9,8 +9,8 @@ from typing import Any
 
 from dfmath.backends import double
 from dfmath.backends._compat import Array, array_namespace
-from dfmath.backends.components import Diagonal
 from dfmath.backends.device_index import DeviceIndex
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.moments import Second, Space, Want, multiples_of_identity
 from dfmath.backends.precision import limit
 

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from dfmath.backends.clusters import Clusters
-from dfmath.backends.components import Diagonal
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.matrices import coordinate_products, triangle
 from dfmath.backends.numba_arithmetic import residual
 from dfmath.backends.sweep import whole_tile

@@ -27,7 +27,8 @@ import numpy as np
 from dfmath.backends import array_api
 from dfmath.backends.candidates import LEAST, Candidates
 from dfmath.backends.clusters import default_count, make_clusters
-from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.components import Components
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.index import index_of
 from dfmath.backends.moments import Moments, Second, Space, Want, concatenate, field_by_field, multiples_of_identity
 from dfmath.backends.products import Products, logit_error

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends.candidates import Candidates
-from dfmath.backends.components import Diagonal
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.index import Index
 from dfmath.backends.moments import Space, Want
 from dfmath.backends.precision import limit

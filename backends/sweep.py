@@ -12,7 +12,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from dfmath.backends.components import LOG_2PI, Diagonal
+from dfmath.backends.components import LOG_2PI
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.numba_arithmetic import (
     dot,
     exactly,

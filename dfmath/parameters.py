@@ -8,7 +8,10 @@ from typing import Any
 
 from dfmath import _checks
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, is_torch_array, to_numpy
-from dfmath.backends.components import Components, Diagonal, Full, LowRankPlusDiagonal
+from dfmath.backends.components import Components
+from dfmath.backends.diagonal import Diagonal
+from dfmath.backends.full import Full
+from dfmath.backends.low_rank_plus_diagonal import LowRankPlusDiagonal
 
 
 @dataclass(frozen=True)

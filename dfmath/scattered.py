@@ -15,7 +15,8 @@ import numpy as np
 
 from dfmath import _checks
 from dfmath.backends._compat import Array, accumulation_dtype, array_namespace, beside, from_numpy, to_numpy
-from dfmath.backends.components import Components, Diagonal
+from dfmath.backends.components import Components
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.host_copies import sent
 from dfmath.backends.out_of_core import StreamedParts
 from dfmath.backends.parts import Outline, Parts

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 from dfmath.backends._compat import to_numpy
-from dfmath.backends.components import Diagonal, Full
+from dfmath.backends.diagonal import Diagonal
+from dfmath.backends.full import Full
 
 from dfmath import _checks
 from dfmath.priors import GaussianMixture

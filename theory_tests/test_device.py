@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from dfmath.backends import array_api, device, device_precision, device_products, use
-from dfmath.backends.components import Diagonal
 from dfmath.backends.device_index import index_of
+from dfmath.backends.diagonal import Diagonal
 from dfmath.backends.moments import covariance_forms, fisher_forms
 from hypothesis import given
 from hypothesis import strategies as st
