@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfmath.datasets import digits
+from dfmath.solvers import noise_levels
 
 SIDE, CHANNELS = 32, 3
 
@@ -43,10 +44,9 @@ def points(name: str, count: int | None = None) -> Any:
     return make() if count is None else make(count)
 
 
-def levels(count: int = 18, high: float = 80.0, low: float = 0.002, curvature: float = 7.0) -> Any:
+def levels(count: int = 18, high: float = 80.0, low: float = 0.002) -> Any:
     """Noise levels of the EDM grid (Karras et al. 2022, equation 5), from high to low."""
-    step = np.linspace(0.0, 1.0, count)
-    return (high ** (1 / curvature) + step * (low ** (1 / curvature) - high ** (1 / curvature))) ** curvature
+    return np.array(noise_levels(high, low, count - 1)) if count > 1 else np.array([high])
 
 
 def queries(y: Any, rho: float, count: int, seed: int = 1) -> tuple[Any, Any]:

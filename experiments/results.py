@@ -65,16 +65,16 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not {"settings", "sources", "made", "machine", "seconds"} <= set(found):
         return None
-    whole: dict[str, Any] = {name: value if name == "machine" else _numbers(value) for name, value in found.items()}
+    whole: dict[str, Any] = {name: value if name == "machine" else with_nan(value) for name, value in found.items()}
     return whole
 
 
-def _numbers(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
     """Undo what JSON has no word for: NaN and infinities were written as null."""
     if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
+        return {key: with_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(item) for item in value]
+        return [with_nan(item) for item in value]
     return math.nan if value is None else value
 
 
@@ -86,7 +86,7 @@ def keep(folder: Path, name: str, module: Any, result: dict[str, Any], made: dic
     about = {"made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": timing.machine()}
     about |= {"sources": sources(), **made}
     text = json.dumps(plain(about | result), indent=1, allow_nan=False) + "\n"
-    found: dict[str, Any] = {key: _numbers(value) for key, value in json.loads(text).items() if key != "machine"}
+    found: dict[str, Any] = {key: with_nan(value) for key, value in json.loads(text).items() if key != "machine"}
     found["machine"] = about["machine"]
     draw(folder, name, module, found)
     timing.write(folder / f"{name}.json", text)

@@ -32,7 +32,7 @@ def quiet(text=""):
 def read(module, plan, measured):
     """What the file of a result would hold."""
     text = json.dumps({"settings": dataclasses.asdict(plan), **measured})
-    return {name: results._numbers(value) for name, value in json.loads(text).items()}
+    return {name: results.with_nan(value) for name, value in json.loads(text).items()}
 
 
 # --- the published discretisation ---

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dfmath.experiments.registry import EXPERIMENTS
-from dfmath.experiments.results import markdown
+from dfmath.experiments.results import markdown, with_nan
 from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
@@ -30,7 +29,7 @@ def written(name: str, result: dict[str, Any]) -> str:
     if name in EXPERIMENTS:
         # Results that were measured before files held their settings keep the tables that were written with them.
         old = "settings" not in result
-        return _committed(name) if old else markdown(EXPERIMENTS[name].module, _with_nan(result))
+        return _committed(name) if old else markdown(EXPERIMENTS[name].module, with_nan(result))
     own: dict[str, Callable[[dict[str, Any]], str]] = {"accuracy": _accuracy}
     if name.startswith("flow_"):
         return _flow(result)
@@ -42,15 +41,6 @@ def written(name: str, result: dict[str, Any]) -> str:
 
 def _committed(name: str) -> str:
     return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
-
-
-def _with_nan(value: Any) -> Any:
-    """Null, which JSON has for what is no finite number, as one again."""
-    if isinstance(value, dict):
-        return {key: _with_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return math.nan if value is None else value
 
 
 def _flow(result: dict[str, Any]) -> str:
