@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numba
@@ -27,21 +28,45 @@ def _blas() -> tuple[Any, ...]:
     return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
+class _Held:
+    """BLAS at one thread: a setting of the whole process, which callers in several Python threads share.
+
+    The first to enter notes what each library had, the last to leave gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._before: list[tuple[Any, int]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = [(blas, held) for blas in _blas() if (held := blas.get_num_threads()) not in (None, 1)]
+                for blas, _ in self._before:
+                    blas.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for blas, held in self._before:
+                    blas.set_num_threads(held)
+
+
+_one_thread_in_blas = _Held()
+
+
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Use this many threads in compiled loops, of those the caller allows, and one in BLAS."""
-    before, threads_of_blas = numba.get_num_threads(), [library.get_num_threads() for library in _blas()]
+    before = numba.get_num_threads()  # of this Python thread alone
     try:
         numba.set_num_threads(number)
-        for library, held in zip(_blas(), threads_of_blas, strict=True):
-            if held not in (None, 1):
-                library.set_num_threads(1)
-        yield
+        with _one_thread_in_blas:
+            yield
     finally:
         numba.set_num_threads(before)
-        for library, held in zip(_blas(), threads_of_blas, strict=True):
-            if held not in (None, 1):
-                library.set_num_threads(held)
 
 
 def chunked(queries: int, points: int, dtype: Any) -> Any:

@@ -6,9 +6,7 @@ one file of HTML with a slider over the noise level.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,126 +17,32 @@ from dfmath import _checks
 from dfmath.backends._compat import Array, from_numpy, to_numpy
 from dfmath.flow import check_prior_and_schedule, probability_flow
 from dfmath.priors import Prior
-from dfmath.transport import asymmetry
+from dfmath.scene import ARROWS, PIXELS, Frame, Scene, Window
 
-PIXELS, ARROWS = 80, 13  # along each side of the window
-DECADES = 4.0  # of the density below its largest value that are told apart
 _SUBSTEPS = 3  # points of a trajectory between two frames
 _RTOL = 1e-6  # of the flow, far below what a drawing shows
 _DRAWS = 4096  # that the window is laid around
 
 
-@dataclass(frozen=True)
-class Window:
-    """The square that is shown: its half-width grows with the noise, so that data and noise stay in sight.
+class Look(Scene):
+    """Frames of a prior in the plane, to be shown in a notebook or saved as a page.
 
-    Attributes
-    ----------
-    centre
-        (2,), of the box around the data.
-    reach
-        Half-width of that box, with a margin.
+    It has the attributes of `Scene`: title, window, frames, trails, centres, count and seed.
     """
-
-    centre: Any
-    reach: float
-
-    def half(self, rho: float) -> float:
-        """Return the half-width at a noise level, in units of z: the data's, and three standard deviations of noise."""
-        return self.reach + 3.0 * rho
-
-    def grid(self, rho: float, n: int) -> Any:
-        """Return the middles of n x n cells, (n * n, 2) in units of z, the first coordinate running fastest."""
-        ticks = (np.arange(n) + 0.5) * 2.0 / n - 1.0
-        x, y = np.meshgrid(ticks, ticks)
-        return self.centre + self.half(rho) * np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What is seen at one noise level, in canonical states z = x/alpha; all arrays are NumPy's.
-
-    Attributes
-    ----------
-    rho
-        Noise-to-signal ratio.
-    first
-        That of the first frame, where the flow begins.
-    log_density
-        (PIXELS, PIXELS), log q at the window's cells, rows along the second coordinate.
-    score
-        (ARROWS, ARROWS, 2), at the middles of larger cells.
-    points
-        (n, 2), where the trajectories are.
-    fisher
-        (n, 2, 2), F = -Hess log q there.
-    mean, covariance
-        (n, 2) and (n, 2, 2), of the posterior of the data given the point.
-    jacobian
-        (n, 2, 2), of the flow from the first frame to here.
-    """
-
-    rho: float
-    first: float
-    log_density: Any
-    score: Any
-    points: Any
-    fisher: Any
-    mean: Any
-    covariance: Any
-    jacobian: Any
-
-    @property
-    def asymmetry(self) -> Any:
-        """|A - A^T|_F/(2 |A|_F) of the Jacobians, (n,) [MATH 3.4]."""
-        return asymmetry(self.jacobian)
-
-
-@dataclass(frozen=True, repr=False)
-class Look:
-    """Frames of a prior in the plane, to be shown in a notebook or saved.
-
-    Attributes
-    ----------
-    title
-        What is looked at.
-    window
-        What is shown of the plane.
-    frames
-        From high to low noise.
-    trails
-        (steps, n, 2), the trajectories in units of the window, which end in the last frame.
-    centres, count
-        The data or the centres of a mixture, at most 400 of them, (K, 2), and how many there are.
-    seed
-        That trajectories were drawn with.
-    """
-
-    title: str
-    window: Window
-    frames: tuple[Frame, ...]
-    trails: Any
-    centres: Any
-    count: int
-    seed: int
-
-    def __repr__(self) -> str:
-        high, low = self.frames[0].rho, self.frames[-1].rho
-        return f"<Look: {self.title}, {len(self.frames)} noise levels from rho = {high:.3g} to {low:.3g}>"
 
     @cached_property
     def html(self) -> str:
-        """The whole page."""
+        """The whole page; what draws it is imported here, so that importing dfmath stays quick."""
         from dfmath.explorer_page import look_page
 
         return look_page(self)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own: its names and styles meet none of the notebook's."""
-        from dfmath.page import element
+        from dfmath import page
 
         style = "width: 100%; height: 60rem; border: 0;"
-        return element("iframe", srcdoc=self.html, title=self.title, sandbox="allow-scripts", style=style)
+        return page.element("iframe", srcdoc=self.html, title=self.title, sandbox="allow-scripts", style=style)
 
     def save(self, path: str | Path) -> Path:
         """Write one file of HTML and return its path.
@@ -284,12 +188,3 @@ def _centres(prior: Prior, seed: int, most: int = 400) -> Any:
     if len(every) <= most:
         return every
     return every[np.sort(np.random.default_rng(seed).choice(len(every), most, replace=False))]
-
-
-def eigen(matrix: Any) -> tuple[Any, Any, float]:
-    """Return eigenvalues (2,) of a symmetric matrix, from small to large, eigenvectors in columns, and their angle.
-
-    The angle is that of the first eigenvector with the first axis, in degrees.
-    """
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2.0)
-    return values, vectors, math.degrees(math.atan2(vectors[1, 0], vectors[0, 0]))

@@ -1,4 +1,4 @@
-"""The page of a `Look`: every frame is drawn beforehand, and a slider chooses which one is seen.
+"""The page of a `Scene`: every frame is drawn beforehand, and a slider chooses which one is seen.
 
 The drawing's units are hundredths of the window's half-width, its second axis points upwards.
 """
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from dfmath import page
-from dfmath.explorer import DECADES, Frame, Look, Window, eigen
 from dfmath.page import Markup, element, joined, paragraph, section
+from dfmath.scene import Frame, Scene, Window
 
 _UNIT = 100.0
+_DECADES = 4.0  # of the density below its largest value that are told apart
 _SHARE = 0.25  # of the curvature's own length that is drawn: at high noise it is the noise's, which fills the window
 _LONGEST = 30.0  # axis of a curvature
 _DISC = 4.0  # radius of the circle around each start that the flow's Jacobian deforms
@@ -96,37 +97,37 @@ _SCRIPT = """
 """
 
 
-def look_page(look: Look) -> Markup:
+def look_page(scene: Scene) -> Markup:
     """Return the page."""
     lead = (
         "Move the slider from noise to data. The window grows with the noise level ρ = σ/α, so that data and noise "
         "stay in sight; its axes are canonical states z = x/α."
     )
-    drawing = element("div", _drawing(look), _controls(look), class_="look")
-    parts = [drawing, _legend(look), page.about_block(**_facts(look))]
-    return page.page(look.title, lead, parts, style=_STYLE, script=_SCRIPT)
+    drawing = element("div", _drawing(scene), _controls(scene), class_="look")
+    parts = [drawing, _legend(scene), page.about_block(**_facts(scene))]
+    return page.page(scene.title, lead, parts, style=_STYLE, script=_SCRIPT)
 
 
-def _facts(look: Look) -> dict[str, Any]:
-    high, low = look.frames[0].rho, look.frames[-1].rho
-    levels = f"{high:.3g} to {low:.3g}, {len(look.frames)} levels"
-    return {"rho": levels, "trajectories": look.trails.shape[1], "seed": look.seed}
+def _facts(scene: Scene) -> dict[str, Any]:
+    high, low = scene.frames[0].rho, scene.frames[-1].rho
+    levels = f"{high:.3g} to {low:.3g}, {len(scene.frames)} levels"
+    return {"rho": levels, "trajectories": scene.trails.shape[1], "seed": scene.seed}
 
 
-def _first(look: Look) -> int:
+def _first(scene: Scene) -> int:
     """The frame that is seen at first: where structure appears, rather than noise or single points."""
-    return 2 * (len(look.frames) - 1) // 3
+    return 2 * (len(scene.frames) - 1) // 3
 
 
-def _controls(look: Look) -> Markup:
-    last, first = len(look.frames) - 1, _first(look)
+def _controls(scene: Scene) -> Markup:
+    last, first = len(scene.frames) - 1, _first(scene)
     slider = element("input", type="range", id="level", min=0, max=last, step=1, value=first, autocomplete="off")
     boxes = (_box(name, words) for name, words in LAYERS.items())
     return element(
         "div",
         element("div", element("label", "noise level, from high to low", for_="level"), slider),
         element("button", "play", type="button"),
-        element("p", _words(look.frames[first]), class_="words", role="status", aria_live="polite"),
+        element("p", _words(scene.frames[first]), class_="words", role="status", aria_live="polite"),
         element("fieldset", element("legend", "shown"), *boxes),
         element("noscript", paragraph("Without JavaScript one noise level is shown.")),
         class_="controls",
@@ -151,13 +152,13 @@ def _words(frame: Frame) -> str:
     )
 
 
-def _legend(look: Look) -> page.Section:
+def _legend(scene: Scene) -> page.Section:
     of = _inline
     return section(
         "What is drawn",
-        _entry("Density", of(r"\log q"), f", from its largest value in the window to {DECADES:.0f} decades below."),
+        _entry("Density", of(r"\log q"), f", from its largest value in the window to {_DECADES:.0f} decades below."),
         _entry("Score", of(r"s = \nabla \log q"), "; arrows are longest from ", of(_FULL_LENGTH), " on."),
-        _entry("Data", f"the points, or the centres of the mixture's components, {len(look.centres)} of {look.count}."),
+        _entry("Data", f"the points, or centres of the mixture's components, {len(scene.centres)} of {scene.count}."),
         _entry(
             "Trajectories",
             "of the probability flow, from draws at the highest noise level, in units of each level's own window; "
@@ -205,13 +206,14 @@ def _entry(name: str, *words: Any) -> Markup:
     return paragraph(element("strong", name), ": ", *words)
 
 
-def _drawing(look: Look) -> Markup:
+def _drawing(scene: Scene) -> Markup:
     window = element("clipPath", element("rect", x=-100, y=-100, width=200, height=200), id="window")
-    spots = "".join(f"M{x:.5g} {y:.5g}h0" for x, y in _UNIT * (look.centres - look.window.centre) / look.window.reach)
-    trails = element("path", d="".join(_line(_UNIT * trail) for trail in look.trails.swapaxes(0, 1)), id="trails")
+    spots = _UNIT * (scene.centres - scene.window.centre) / scene.window.reach
+    spots = "".join(f"M{x:.5g} {y:.5g}h0" for x, y in spots)
+    trails = element("path", d="".join(_line(_UNIT * trail) for trail in scene.trails.swapaxes(0, 1)), id="trails")
     shared = element("defs", window, element("path", d=spots, id="spots"), trails)
-    frames = (_frame(look.window, frame, i == _first(look)) for i, frame in enumerate(look.frames))
-    name = f"{look.title}: density, score, F and flow at one noise level; the words beside it tell its numbers"
+    frames = (_frame(scene.window, frame, i == _first(scene)) for i, frame in enumerate(scene.frames))
+    name = f"{scene.title}: density, score, F and flow at one noise level; the words beside it tell its numbers"
     return element("svg", shared, *frames, viewBox="-122 -104 230 222", role="img", aria_label=name)
 
 
@@ -252,7 +254,7 @@ def _density(log_density: Any) -> str:
     from PIL import Image
 
     below = (log_density.max() - log_density) / math.log(10.0)
-    levels = np.round(255.0 * np.clip(1.0 - below / DECADES, 0.0, 1.0)).astype(np.uint8)
+    levels = np.round(255.0 * np.clip(1.0 - below / _DECADES, 0.0, 1.0)).astype(np.uint8)
     picture, buffer = Image.fromarray(levels, "P"), io.BytesIO()
     picture.putpalette(_BLUE * 256)
     picture.save(buffer, "PNG", transparency=bytes(range(256)), optimize=True)
@@ -276,9 +278,18 @@ def _arrows(frame: Frame) -> str:
     return "".join(map(_line, shafts)) + "".join(map(_line, wings))
 
 
+def _eigen(matrix: Any) -> tuple[Any, Any, float]:
+    """Return eigenvalues (2,) of a symmetric matrix, from small to large, eigenvectors in columns, and their angle.
+
+    The angle is that of the first eigenvector with the first axis, in degrees.
+    """
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2.0)
+    return values, vectors, math.degrees(math.atan2(vectors[1, 0], vectors[0, 0]))
+
+
 def _curvature(point: Any, fisher: Any) -> Markup:
     """The axes of F, and the ellipse through their ends where both eigenvalues are positive."""
-    values, vectors, angle = eigen(fisher)
+    values, vectors, angle = _eigen(fisher)
     with np.errstate(divide="ignore"):
         sizes = _SHARE / np.sqrt(np.abs(values))
     if values[0] > 0 and sizes.max() <= _LONGEST:
@@ -299,7 +310,7 @@ def _ellipse(centre: Any, sizes: Sequence[float], angle: float) -> Markup:
 
 def _image_of_unit_circle(centre: Any, square: Any) -> Markup:
     """The ellipse {M u: |u| = 1} of a matrix with M M^T given."""
-    values, _, angle = eigen(square)
+    values, _, angle = _eigen(square)
     return _ellipse(centre, np.sqrt(np.maximum(values, 0.0)), angle)
 
 

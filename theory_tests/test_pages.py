@@ -21,8 +21,9 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from dfmath import GaussianMixture, PointMasses, backends, files, page, plots, probability_flow
-from dfmath.explorer import Look, Window, explore
+from dfmath.explorer import Look, explore
 from dfmath.mathml import convert
+from dfmath.scene import Window
 from dfmath.theorems import registered
 from dfmath.theorems.registry import Theorem
 from dfmath.theorems.run import Level, Result, model, noise_levels, verify

@@ -251,6 +251,32 @@ def test_blas_has_one_thread_inside_and_its_own_again_outside():
     assert done.stdout == "{2} {1} True\n"
 
 
+OVERLAPPING = """
+from threadpoolctl import threadpool_info
+from dfmath.backends.threaded import threads
+
+def blas():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+first, second, seen = threads(1), threads(1), []
+for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+    step()
+    seen.append(blas())
+second.__exit__(None, None, None)
+print(seen, blas())
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="BLAS has one thread anyway")
+def test_blas_is_held_until_the_last_of_several_callers_leaves():
+    """As Python threads do that evaluate at once: one comes while another is inside, and stays longer."""
+    options = {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", OVERLAPPING], env={**os.environ, **options}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[{1}, {1}, {1}] {2}\n"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65])
 def test_chunked_products(count):
     rng = np.random.default_rng(count)
