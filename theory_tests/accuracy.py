@@ -1,6 +1,6 @@
 """Worst relative errors against 60-digit arithmetic, beside plain dense torch code on the same cases.
 
-    pip install -c constraints.txt -e ".[test]" && python theory_tests/accuracy.py [--json FILE]
+    pip install -c constraints.txt -e ".[test]" && python theory_tests/accuracy.py [--output FOLDER]
 
 Queries lie midway between near neighbours, where weights are not trivial at any noise level. The peer is what most
 hand-written code does: softmax of -(|x|^2 + |y|^2 - 2 x.y)/(2 sigma^2), tr P as E|y|^2 - |m|^2.
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dfmath.benchmarks import timing
 
 from dfmath import PointMasses
 from dfmath.datasets import digits
@@ -115,22 +116,15 @@ def measure() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main() -> None:
-    """Print the worst error over the quantities for each case as a Markdown table."""
+    """Write all errors and what they were measured on to accuracy.json, and print the worst of each way."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write all errors to this file")
-    options = parser.parse_args()
+    parser.add_argument("--output", default="benchmarks/results", help="folder for accuracy.json")
+    path = timing.folder(parser.parse_args().output) / "accuracy.json"
     table = measure()
-    columns = list(next(iter(table.values())))
-    print("| case | " + " | ".join(columns) + " |")
-    print("|---|" + "---|" * len(columns))
-    for case, methods in table.items():
-        print(f"| {case} | " + " | ".join(f"{max(methods[c].values()):.0e}" for c in columns) + " |")
-    overall = {c: max(max(methods[c].values()) for methods in table.values()) for c in columns}
-    print("| **worst** | " + " | ".join(f"**{overall[c]:.0e}**" for c in columns) + " |")
-    if options.json:
-        temporary = options.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(table, indent=1))
-        temporary.replace(options.json)
+    timing.write(path, json.dumps({"machine": timing.machine(), "cases": table}, indent=1) + "\n")
+    for way in next(iter(table.values())):
+        print(f"{way}: at most {max(max(ways[way].values()) for ways in table.values()):.0e} in {len(table)} cases")
+    print(f"all of them: {path}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_ratios_and_errors_of_moments(file, task, other, row):
 
 
 def test_the_worst_accuracy():
-    cases = result("accuracy.json")
+    cases = result("accuracy.json")["cases"]
     every = {(c, m): v for c, methods in cases.items() for m, q in methods.items() for v in q.values()}
     for dtype in ("float64", "float32"):
         (line,) = (line for line in ROWS if f"{len(cases)} cases, {dtype}" in line)
@@ -99,19 +99,38 @@ def test_the_figure_of_products_shows_the_committed_numbers():
         assert line.get_xydata().tolist() == wanted
 
 
-def test_the_figure_of_ellipses_has_the_posterior_covariance():
-    """Semi-axes of the ellipse at the middle of a panel are a quarter of the posterior's standard deviations."""
-    panel, rho = FIGURES.fisher().axes[1], FIGURES.LEVELS[1]
-    paths = [line.get_xydata() for line in panel.lines if len(line.get_xydata()) == 60]
-    centres = np.array([path[:-1].mean(axis=0) for path in paths])
-    nearest = int((centres**2).sum(axis=1).argmin())
-    at, y = centres[nearest], FIGURES.POINTS
-    w = np.exp(-((at - y) ** 2).sum(axis=1) / (2 * rho**2))
+def moments_by_hand(at, points, rho):
+    """log q, mean and covariance of the posterior of points of equal weight, in the plane."""
+    logits = -((at - points) ** 2).sum(axis=1) / (2 * rho**2)
+    w = np.exp(logits - logits.max())
+    log_density = logits.max() + np.log(w.mean()) - np.log(2 * np.pi * rho**2)
     w /= w.sum()
-    covariance = (w[:, None] * (y - w @ y)).T @ (y - w @ y)
-    reach = np.linalg.norm(paths[nearest] - at, axis=1)
-    wanted = 0.25 * np.sqrt(np.linalg.eigvalsh(covariance))
-    assert [reach.min(), reach.max()] == pytest.approx(wanted, rel=2e-3)
+    return log_density, (w[:, None] * (points - w @ points)).T @ (points - w @ points)
+
+
+def test_the_first_figure_is_of_the_three_points_moments():
+    found = result("plane.json")
+    points, side = np.array(found["points"]), np.array(found["side"])
+    for level in found["levels"]:
+        rho = level["rho"]
+        for i, j in np.random.default_rng(0).integers(len(side), size=(40, 2)):
+            log_density, covariance = moments_by_hand(np.array([side[j], side[i]]), points, rho)
+            least = 1.0 - np.linalg.eigvalsh(covariance).max() / rho**2
+            assert [level["least"][i][j], level["log_density"][i][j]] == pytest.approx([least, log_density], abs=6e-5)
+        for node, covariance in zip(level["nodes"], level["covariance"], strict=True):
+            wanted = moments_by_hand(np.array(node), points, rho)[1]
+            np.testing.assert_allclose(covariance, wanted, atol=1e-6)
+
+
+def test_the_figure_of_ellipses_has_the_posterior_covariance():
+    """Semi-axes of every ellipse are a quarter of the posterior's standard deviations."""
+    found = result("plane.json")
+    for panel, level in zip(FIGURES.fisher().axes, found["levels"], strict=False):
+        paths = [line.get_xydata() for line in panel.lines if len(line.get_xydata()) == 60]
+        for path, node, covariance in zip(paths, level["nodes"], level["covariance"], strict=True):
+            reach = np.linalg.norm(path - node, axis=1)
+            wanted = 0.25 * np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0.0))
+            assert [reach.min(), reach.max()] == pytest.approx(wanted, rel=2e-3, abs=2e-3)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/howto/networks.md", "docs/guide/accuracy.md", "docs/scaling.md"])

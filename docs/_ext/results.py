@@ -30,7 +30,7 @@ def written(name: str, result: dict[str, Any]) -> str:
         # Results that were measured before files held their settings keep the tables that were written with them.
         old = "settings" not in result
         return _committed(name) if old else markdown(EXPERIMENTS[name].module, with_nan(result))
-    own: dict[str, Callable[[dict[str, Any]], str]] = {"accuracy": _accuracy}
+    own: dict[str, Callable[[dict[str, Any]], str]] = {"accuracy": _accuracy, "plane": _plane}
     if name.startswith("flow_"):
         return _flow(result)
     if name in own:
@@ -62,19 +62,32 @@ def _flow(result: dict[str, Any]) -> str:
 
 def _accuracy(result: dict[str, Any]) -> str:
     """The worst quantity of each case."""
-    ways = list(next(iter(result.values())))
+    cases = result["cases"]
+    ways = list(next(iter(cases.values())))
     lines = ["| case | " + " | ".join(ways) + " |", "|" + "---|" * (len(ways) + 1)]
-    for case, found in result.items():
+    for case, found in cases.items():
         lines.append(f"| {case} | " + " | ".join(f"{max(found[way].values()):.0e}" for way in ways) + " |")
+    return "\n".join(lines)
+
+
+def _plane(result: dict[str, Any]) -> str:
+    """How far F is from positive definite at each level of the README's first figure."""
+    lines = [
+        f"{len(result['points'])} points, {len(result['side'])} x {len(result['side'])} nodes.",
+        "",
+        "| rho | smallest eigenvalue of rho^2 F in the window | share of nodes where it is negative |",
+        "|---|---|---|",
+    ]
+    for level in result["levels"]:
+        least = [value for row in level["least"] for value in row]
+        lines.append(f"| {level['rho']:g} | {min(least):.3g} | {sum(x < 0 for x in least) / len(least):.1%} |")
     return "\n".join(lines)
 
 
 def origin(name: str, result: dict[str, Any]) -> str:
     """Say which file, commit and machine the numbers are from."""
     file = f"`benchmarks/results/{name}.json`"
-    machine = result.get("machine")
-    if machine is None:
-        return f"From {file}; errors, not times: no machine is recorded."
+    machine = result["machine"]
     versions = ", ".join(f"{library} {version}" for library, version in machine["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
     return f"From {file}: commit `{machine['commit']}`, {where}; {versions}."

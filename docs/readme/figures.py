@@ -1,6 +1,6 @@
-"""Draw the README's two figures: ``python docs/readme/figures.py``.
+"""Draw the README's two figures from committed results: ``python docs/readme/figures.py``.
 
-The first from three points by the library, the second from a committed result; both are PNGs beside this script.
+Both are PNGs beside this script.
 """
 
 from __future__ import annotations
@@ -13,47 +13,46 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from dfmath import PointMasses, plots
+from dfmath import plots
 
 HERE = Path(__file__).parent
-RESULT = HERE.parents[1] / "benchmarks/results/moments_patches_product.json"
-POINTS = np.array([[0.0, 1.2], [-1.0, -0.6], [1.1, -0.5]])
-LEVELS = (1.0, 0.6, 0.35)  # rho
-SIDE = np.linspace(-2.0, 2.0, 81)
+RESULTS = HERE.parents[1] / "benchmarks/results"
 COLOURS = {"dfmath": "C0", "torch dense": "C1", "torch jvp": "C3"}
 NAMES = {"dfmath": "dfmath", "torch dense": "torch, dense float32", "torch jvp": "torch.func.jvp"}
 
 
+def result(name: str) -> Any:
+    """What a file of results holds."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def fisher() -> Any:
     """The smallest eigenvalue of rho^2 F, the density's contours and ellipses of P, at three noise levels."""
+    found = result("plane")
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
-    axes = figure.subplots(1, len(LEVELS))
-    for axis, rho in zip(axes, LEVELS, strict=True):
-        shade = _level(axis, rho)
-    figure.colorbar(
-        shade, ax=list(axes), label=r"smallest eigenvalue of $\rho^2 F$", pad=0.02, ticks=[-3, -2, -1, 0, 1]
-    )
+    axes = figure.subplots(1, len(found["levels"]))
+    for axis, level in zip(axes, found["levels"], strict=True):
+        shade = _level(axis, np.array(found["side"]), level)
+        axis.plot(*np.array(found["points"]).T, "*", color="gold", markeredgecolor="black", markersize=11)
+    ticks = [-3, -2, -1, 0, 1]
+    figure.colorbar(shade, ax=list(axes), label=r"smallest eigenvalue of $\rho^2 F$", pad=0.02, ticks=ticks)
     return figure
 
 
-def _level(axis: Any, rho: float) -> Any:
-    grid = np.stack(np.meshgrid(SIDE, SIDE), axis=-1)
-    q = PointMasses(POINTS).diffuse(1.0, rho)
-    flat, shape = grid.reshape(-1, 2), grid.shape[:2]
-    least = rho**2 * q.fisher(flat).eigvalsh()[:, 0].reshape(shape)
+def _level(axis: Any, side: Any, level: dict[str, Any]) -> Any:
     norm = TwoSlopeNorm(vcenter=0.0, vmin=-3.0, vmax=1.0)
     bands = np.concatenate([np.linspace(-3.0, 0.0, 7), np.linspace(0.0, 1.0, 7)[1:]])
-    shade = axis.contourf(SIDE, SIDE, np.minimum(least, 1.0), bands, cmap="RdBu", norm=norm, alpha=0.75, extend="min")
-    axis.contour(SIDE, SIDE, np.exp(q.log_density(flat)).reshape(shape), colors="0.35", linewidths=0.6)
-    _ellipses(axis, q, grid[8:80:8, 8:80:8].reshape(-1, 2))
-    axis.plot(*POINTS.T, "*", color="gold", markeredgecolor="black", markersize=11)
-    axis.set(title=rf"$\rho = {rho:g}$", xticks=[], yticks=[])
+    least = np.minimum(level["least"], 1.0)
+    shade = axis.contourf(side, side, least, bands, cmap="RdBu", norm=norm, alpha=0.75, extend="min")
+    axis.contour(side, side, np.exp(level["log_density"]), colors="0.35", linewidths=0.6)
+    _ellipses(axis, np.array(level["nodes"]), np.array(level["covariance"]))
+    axis.set(title=rf"$\rho = {level['rho']:g}$", xticks=[], yticks=[])
     return shade
 
 
-def _ellipses(axis: Any, q: Any, nodes: Any) -> None:
+def _ellipses(axis: Any, nodes: Any, covariance: Any) -> None:
     """One standard deviation of the posterior, a quarter of its size."""
-    values, vectors = q.fisher(nodes).posterior_covariance().eigh()
+    values, vectors = np.linalg.eigh(covariance)
     angle = np.linspace(0.0, 2.0 * np.pi, 60)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     ellipses = 0.25 * vectors @ (np.sqrt(np.maximum(values, 0.0))[:, :, None] * circle)
@@ -63,7 +62,7 @@ def _ellipses(axis: Any, q: Any, nodes: Any) -> None:
 
 def product() -> Any:
     """Time and error of F v against the noise level, from the committed benchmark."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    found = result("moments_patches_product")
     rows = found["tasks"]["one product"]["levels"]
     rho = [row["rho"] for row in rows]
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")

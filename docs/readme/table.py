@@ -115,7 +115,7 @@ def networks() -> list[Row]:
 
 def accuracy() -> list[Row]:
     """Worst errors over all cases of the accuracy table, beside plain code in the same precision."""
-    cases = result("accuracy.json").values()
+    cases = result("accuracy.json")["cases"].values()
     rows = []
     for dtype in ("float64", "float32"):
         ours, plain = (max(max(case[f"{who} {dtype}"].values()) for case in cases) for who in ("dfmath", "plain torch"))
