@@ -22,6 +22,10 @@ def verify(
     ] = "numba",
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     only: Only = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option("--theorems", metavar="FILE", help="Check your own, too: a Python file that registers them."),
+    ] = None,
     rho_max: RhoMax = 80.0,
     rho_min: RhoMin = 0.02,
     limit: Limit = 20_000,
@@ -34,15 +38,18 @@ def verify(
 ) -> int:
     """Check every theorem on the digits, or on your own data.
 
-    Exit code 1 if one fails.
+    Exit code 1 if one fails. Give --theorems only files whose code you would run.
     """
     if cluster is not None and backend != "dask":
         raise ValueError(f"--cluster belongs to --backend dask, got it beside {backend!r}")
     from dfmath import page
     from dfmath.theorems import run
+    from dfmath.theorems.own import load
 
     if page_file is not None:
         page.destination(page_file, "report")
+    for file in own or []:
+        load(file)
     seed, numbers = _checks.random_seed(seed), _numbers(only)
     levels, theorems = run.noise_levels(rho_max, rho_min), run.select(numbers)
     run.builder(_array_backend(backend), dtype)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dfmath import theorems
 from dfmath.datasets import digits
 from dfmath.theorems import Outcome, registered
+from dfmath.theorems.own import load
 from dfmath.theorems.run import Level, model, noise_levels, select, verify
 
 QUICK = ["1", "4.1", "4.2", "4.3", "4.3b", "4.5", "4.9", "4.10"]
@@ -105,3 +112,96 @@ def test_a_check_that_raises_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.verdict == "fail"
     assert "broken on purpose" in result.reason
     assert isinstance(result.worst, Level)
+
+
+# Theorems of one's own.
+
+OWN = """
+from dfmath.theorems import Outcome, theorem
+
+@theorem("{number}", "{title}", "d = {dim}", "a conjecture")
+def dimension(case):
+    return Outcome(abs(case.dim - {dim}), 0.0, "whole numbers")
+"""
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The registry, which forgets afterwards what a test puts in; so are the modules that were run for it."""
+    monkeypatch.setattr(theorems.registry, "_REGISTRY", dict(theorems.registry._REGISTRY))
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def own(tmp_path: Path, registry: None) -> Callable[..., Path]:
+    def write(name: str = "own_one.py", number: str = "9.1", title: str = "Dimension", dim: int = 2) -> Path:
+        (tmp_path / name).write_text(OWN.format(number=number, title=title, dim=dim))
+        return tmp_path / name
+
+    return write
+
+
+def test_a_file_of_ones_own_is_checked_with_the_others(own: Callable[..., Path]) -> None:
+    (found,) = load(own())
+    assert (found.number, found.title) == ("9.1", "Dimension")
+    plane, line = model(_data("offset")), model(_data("line"))
+    verdicts = [verify(subject, LEVELS, only=["9"])[0].verdict for subject in (plane, line)]
+    assert verdicts == ["pass", "fail"]
+
+
+def test_a_theorem_can_be_written_anew(own: Callable[..., Path]) -> None:
+    """As a notebook's cell that runs twice: the last one counts."""
+    load(own())
+    (found,) = load(own(title="Another dimension", dim=3))
+    assert [t.title for t in select(["9"])] == ["Another dimension"] == [found.title]
+    assert verify(model(_data("offset")), LEVELS, only=["9.1"])[0].verdict == "fail"
+
+
+@pytest.mark.parametrize("number", ["1.2", "9.1"])
+def test_a_number_that_another_check_has_is_refused(own: Callable[..., Path], number: str) -> None:
+    """The library's, or that of another file; what was registered stays."""
+    load(own())
+    before = {t.number: t for t in select()}
+    with pytest.raises(ValueError, match=f"number '{number}' is taken by {re.escape(repr(before[number].title))}"):
+        load(own("own_two.py", number))
+    assert {t.number: t for t in select()} == before
+
+
+@pytest.mark.parametrize("number", ["9", "9.", "nine.1", "9.1bc", "0.1", "9.1 "])
+def test_numbers_have_a_form(own: Callable[..., Path], number: str) -> None:
+    with pytest.raises(ValueError, match=f"number must be such as '9.1' or '9.1b', got '{number}'"):
+        load(own(number=number))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "theorems: bad.py registers none"),
+        ("\nx = y", "theorems: bad.py, line 2: NameError: name 'y' is not defined"),
+        ("x = ", r"theorems: bad.py: SyntaxError: invalid syntax \(bad.py, line 1\)"),
+        (None, "theorems must name a Python file"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, registry: None, text: str | None, message: str) -> None:
+    file = tmp_path / "bad.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(file)
+    assert "bad" not in sys.modules or text == "x = 1"
+
+
+def test_a_file_named_as_a_module_leaves_the_module_alone(own: Callable[..., Path]) -> None:
+    (found,) = load(own("json.py"))
+    assert found.check.__module__ == "json_theorems" and hasattr(sys.modules["json"], "dumps")
+
+
+def test_the_command_checks_a_file(own: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "dfmath", "verify", "--theorems", str(own()), "--only", "9.1,1.1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # the digits have d = 64
+    found = json.loads(done.stdout)["theorems"]
+    assert [(t["number"], t["verdict"]) for t in found] == [("1.1", "pass"), ("9.1", "fail")]

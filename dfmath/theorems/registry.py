@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dfmath import _checks
 
 if TYPE_CHECKING:
     from dfmath.theorems.case import Case
 
 Scope = Literal["level", "prior"]
 
+_NUMBER = re.compile(r"[1-9][0-9]*\.[1-9][0-9]*[a-z]?")
 PAPER = "Wang et al., ICML 2025, arXiv 2505.23264"
 
 
@@ -82,15 +86,46 @@ def theorem(
     hypotheses: str = "finite second moment",
     scope: Scope = "level",
 ) -> Callable[[Callable[[Case], Outcome]], Callable[[Case], Outcome]]:
-    """Register the decorated function as the check of a theorem."""
+    """Register the decorated function as the check of a theorem.
+
+    A function of the same name and module replaces itself, as it does when a notebook's cell runs again.
+
+    Parameters
+    ----------
+    number
+        Chapter, number and perhaps a letter, such as ``9.1`` or ``9.1b``; the library's own begin with 1 to 4.
+    title, statement, source, hypotheses, scope
+        As `Theorem` holds them; the statement in LaTeX.
+
+    Raises
+    ------
+    ValueError
+        If the number is not of this form, another check has it, or the scope is none.
+
+    Examples
+    --------
+    >>> @theorem("nine", "My own", "a = b", "a conjecture")
+    ... def mine(case):
+    ...     return Outcome(0.0, 1e-10, "equal")
+    Traceback (most recent call last):
+    ValueError: number must be such as '9.1' or '9.1b', got 'nine'
+    """
+    if not _NUMBER.fullmatch(number):
+        raise ValueError(f"number must be such as '9.1' or '9.1b', got {number!r}")
+    _checks.one_of("scope", scope, get_args(Scope))
 
     def register(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome]:
-        if number in _REGISTRY:
-            raise ValueError(f"theorem {number} is registered twice")
+        known = _REGISTRY.get(number)
+        if known is not None and _name(known.check) != _name(check):
+            raise ValueError(f"number {number!r} is taken by {known.title!r} of {known.check.__module__}")
         _REGISTRY[number] = Theorem(number, title, statement, source, hypotheses, scope, check)
         return check
 
     return register
+
+
+def _name(check: Callable[[Case], Outcome]) -> tuple[str, str]:
+    return check.__module__, check.__qualname__
 
 
 def registered() -> list[Theorem]:
