@@ -26,6 +26,7 @@ try:
     from dfmath.cli_fisher import fisher
     from dfmath.cli_info import info
     from dfmath.cli_look import look
+    from dfmath.cli_nll import nll
     from dfmath.cli_reproduce import reproduce
     from dfmath.cli_transport import ot_test
     from dfmath.cli_verify import verify
@@ -85,6 +86,7 @@ def _start(
 app.command()(verify)
 app.command()(fisher)
 app.command("ot-test")(ot_test)
+app.command()(nll)
 app.command()(look)
 app.command()(info)
 app.add_typer(bench, name="bench")

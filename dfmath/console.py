@@ -35,8 +35,8 @@ def wrote(what: str, path: Path, json: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, silence in a pipe."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, silence in a pipe; None for a total that is not known yet."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -9,17 +9,21 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dfmath.held_out import LevelLikelihood
 from dfmath.profile import LevelProfile
 from dfmath.theorems.run import Result
 from dfmath.transport import OTReport
+
+if TYPE_CHECKING:
+    from dfmath.integrations.diffusers import ImageLikelihood
 
 LIBRARIES = (
     "numpy",
@@ -149,6 +153,32 @@ def _spectrum_cells(level: LevelProfile) -> tuple[str, ...]:
     smallest, median, largest = level.quantiles[0], level.quantiles[2], level.quantiles[-1]
     rank = _estimate(level.effective_rank, level.effective_rank_error, 2)
     return f"{smallest:.4g}", f"{median:.4f}", f"{largest:.4f}", rank
+
+
+def likelihood_table(levels: list[LevelLikelihood], title: str) -> Table:
+    """Return the table of likelihoods along the noise levels; a star marks the level that suits the points best."""
+    caption = "-log q per dimension, mean ± standard error over the points; * smallest" if len(levels) > 1 else None
+    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+    for heading in ("rho", "nats per dimension", "bits per dimension", ""):
+        table.add_column(heading, justify="right")
+    best = min(levels, key=lambda level: level.nats)
+    for level in levels:
+        star = "*" if level is best and len(levels) > 1 else ""
+        table.add_row(f"{level.rho:.4g}", _estimate(level.nats, level.error, 4), f"{level.bits:.4f}", star)
+    return table
+
+
+def image_table(images: Sequence[ImageLikelihood], title: str) -> Table:
+    """Return the table of images' likelihoods."""
+    caption = "log q in nats, ± standard error over the probes; bits per dimension are of pixels, latents have no bins"
+    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+    for heading in ("image", "log q", "nats per dimension", "bits per dimension"):
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    for image in images:
+        bits = "" if image.bits_per_dimension is None else f"{image.bits_per_dimension:.4f}"
+        log_density = _estimate(image.log_density, image.standard_error, 2)
+        table.add_row(escape(image.file), log_density, f"{-image.log_density / image.dim:.4f}", bits)
+    return table
 
 
 _TRANSPORT_CAPTION = """\

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from dfmath.experiments import output
-from dfmath.integrations.diffusers import colourfulness, guided_generate, network_of, pipeline_levels
+from dfmath.integrations.diffusers import colourfulness, guided_generate, network_of, pipeline_levels, saved_pipeline
 from dfmath.integrations.diffusers.guided import start_of
 from dfmath.integrations.likelihood import network_log_likelihood
 from dfmath.integrations.trace_matching import train_trace_model
@@ -67,22 +66,10 @@ QUICK = Protocol(PROMPTS[:2], 6, (2, 3), (0.2,), ("none", "vjp"), 2, 20)
 
 
 def loaded(path: str) -> Any:
-    """Return the pipeline of a folder; nothing is downloaded, and no pickle is read."""
-    import diffusers
-
-    index = Path(path) / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"model must be a folder that a diffusers pipeline was saved in by save_pretrained, got {path!r}, "
-            "which has no model_index.json"
-        )
-    try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True, use_safetensors=True)
-    except (KeyError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"model: the pipeline in {path!r} could not be loaded: {error}") from None
+    """Return the pipeline of a folder, which reads text."""
+    pipe = saved_pipeline(path)
     if not hasattr(pipe, "encode_prompt"):
         raise ValueError(f"model must be a pipeline that reads text, got a {type(pipe).__name__}")
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

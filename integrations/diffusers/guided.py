@@ -238,7 +238,7 @@ def _known(schedule: Schedule, rho: float) -> float:
     """A level of the network nearest to a scheduler's, whose float32 table may round beyond the ends; 0 stays 0."""
     if rho == 0.0:
         return rho
-    low, high = _ends(schedule)
+    low, high = ends_of(schedule)
     found = min(max(rho, low), high)
     if abs(found - rho) > ROUNDED * rho:
         raise ValueError(
@@ -247,7 +247,7 @@ def _known(schedule: Schedule, rho: float) -> float:
     return found
 
 
-def _ends(schedule: Schedule) -> tuple[float, float]:
+def ends_of(schedule: Schedule) -> tuple[float, float]:
     """Lowest and highest noise-to-signal ratio."""
     levels = (schedule(t) for t in schedule.domain)
     low, high = (sigma / alpha if alpha > 0.0 else math.inf for alpha, sigma in levels)
