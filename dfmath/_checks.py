@@ -126,13 +126,17 @@ def real_array(name: str, value: Any, shape: str, ndim: int) -> Array:
     if value.dtype not in (info.get("float32"), info.get("float64")):
         raise TypeError(f"{name} must have dtype float32 or float64, got {describe(value)}")
     if value.ndim != ndim:
-        raise ValueError(f"{name} must have shape {shape}, got {describe(value)}{_axis_hint(value.ndim, ndim)}")
+        raise ValueError(f"{name} must have shape {shape}, got {describe(value)}{_axis_hint(value.ndim, ndim, shape)}")
     return value
 
 
-def _axis_hint(came: int, wanted: int) -> str:
+def _axis_hint(came: int, wanted: int, shape: str) -> str:
+    """What may be meant: of points, if the shape begins with their number, and not with that of given queries."""
+    if (came, wanted) == (1, 2) and shape[1].isalpha():
+        line = ", or a trailing one for points on a line" if shape.endswith((", d)", ", 1)")) else ""
+        return f"; add a leading axis for a single point{line}"
     if (came, wanted) == (1, 2):
-        return "; add a leading axis for a single point, or a trailing one for points on a line"
+        return f"; a row for each query: numpy.broadcast_to(v, {shape}) is the same for all"
     return "; add a trailing axis, or use matvec" if (came, wanted) == (2, 3) else ""
 
 
@@ -282,7 +286,8 @@ def one_of(name: str, value: Any, options: tuple[str, ...]) -> str:
     known = {option.lower(): option for option in options}
     near = get_close_matches(value.lower(), known, n=1, cutoff=0.3)
     hint = f"; did you mean {known[near[0]]!r}?" if near else ""
-    raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}{hint}")
+    listed = ", ".join(repr(option) if "," in "".join(options) else option for option in options)
+    raise ValueError(f"{name} must be one of {listed}, got {value!r}{hint}")
 
 
 def fits_in_memory(what: str, *shape: int, instead: str = "", itemsize: int = 8) -> None:

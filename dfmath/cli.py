@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 INTERRUPTED = 130
+_OTHER_NAMES = {"explore": "look", "ot_check": "ot-test", "likelihood": "nll"}  # of the functions behind commands
 
 
 def _fail(message: str, code: int) -> None:
@@ -60,7 +63,20 @@ def _usage_hint(error: Any) -> str:
     """What to do about a file given without its option."""
     command = getattr(getattr(error, "ctx", None), "command", None)
     takes_data = any(parameter.name == "data" for parameter in getattr(command, "params", ()))
-    return "; name a file of points with --data FILE" if takes_data and "extra argument" in str(error) else ""
+    if takes_data and "extra argument" in str(error):
+        return "; name a file of points with --data FILE"
+    return _near_command(error)
+
+
+def _near_command(error: Any) -> str:
+    """The command that was meant, by its own name or by that of its function."""
+    asked = re.fullmatch(r"No such command '(.*)'\.", error.format_message())
+    if asked is None:
+        return ""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = {**{name: name for name in commands}, **_OTHER_NAMES}
+    near = [name for name in known if name.startswith(asked[1])] or get_close_matches(asked[1], known, n=1)
+    return f" Did you mean {known[near[0]]!r}?" if near else " dfmath --help lists them."
 
 
 def _print_version(wanted: bool) -> None:

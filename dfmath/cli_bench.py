@@ -44,6 +44,10 @@ def moments(
         rounds,
         _checks.one_of("backend", backend, tuple(places.PLACES)),
     )
+    for name in contender or ():
+        places_of = contenders.CONTENDERS[name][2]
+        if plan.backend not in places_of:
+            raise ValueError(f"contender {name!r} needs --backend {' or '.join(places_of)}, got {plan.backend!r}")
     folder = timing.folder(output)
     with progress("benchmark", len(plan.tasks) * plan.levels) as advance:
         result = run.measure(plan, advance, lambda so_far: run.save(so_far, folder))

@@ -11,7 +11,7 @@ import typer
 
 from dfmath import _checks
 from dfmath.cli_options import Cluster, Data, Limit, Mixture, Only, RhoMax, RhoMin, Seed, called, on_cluster, points_of
-from dfmath.console import Json, progress, wrote
+from dfmath.console import Json, under_way, wrote
 
 
 def verify(
@@ -55,15 +55,10 @@ def verify(
     run.builder(_array_backend(backend), dtype)
     points, name = points_of(data, limit, seed)
     begun = time.perf_counter()
-    with on_cluster(cluster), progress("verifying", len(theorems)) as advance:
+    with on_cluster(cluster), under_way("verifying", len(theorems)) as begins:
         subject = run.model(points, mixture, backend, dtype, seed)
         results = run.verify(
-            subject,
-            levels,
-            backend=backend,
-            only=numbers,
-            seed=seed,
-            progress=lambda t: advance(f"{t.number} {t.title}"),
+            subject, levels, only=numbers, seed=seed, progress=lambda t: begins(f"{t.number} {t.title}")
         )
     counts = {v: sum(r.verdict == v for r in results) for v in ("pass", "fail", "not applicable")}
     about = {

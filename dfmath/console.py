@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +38,22 @@ def wrote(what: str, path: Path, json: bool) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, silence in a pipe; None for a total that is not known yet."""
+    """A bar that is told of each part once it is done; None for a total that is not known yet."""
+    with _bar(what, total) as update:
+        yield lambda description: update(advance=1, description=description)
+
+
+@contextmanager
+def under_way(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar that is told of each part before it begins, so that one sees what takes long."""
+    begun = itertools.count()
+    with _bar(what, total) as update:
+        yield lambda description: update(completed=next(begun), description=description)
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, silence in a pipe."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -49,5 +66,4 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda description: bar.update(task, advance=1, description=description)
+        yield partial(bar.update, bar.add_task("", total=total))

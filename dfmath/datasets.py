@@ -96,7 +96,8 @@ def _unreadable(what: str, error: Exception) -> ValueError:
         reason = "pickled objects are refused"
     elif "another kind" in str(error):
         reason = (
-            "got another kind of file; for text, numpy.save('points.npy', numpy.loadtxt(FILE, delimiter=',')) makes one"
+            "got another kind of file; of text with commas below one line of names, numpy.save('points.npy', "
+            "numpy.loadtxt(FILE, delimiter=',', skiprows=1)) makes one"
         )
     else:
         reason = "got one that is damaged, cut short or not readable"

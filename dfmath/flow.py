@@ -410,7 +410,12 @@ def _rho(name: str, value: Any, prior: Prior, schedule: Schedule | None) -> floa
 
 def check_prior_and_schedule(prior: Any, schedule: Any) -> None:
     """Raise unless these are a prior, not a marginal or its data, and a schedule, not its name."""
+    if hasattr(prior, "shape"):
+        raise TypeError(f"prior must be a Prior; dfmath.PointMasses(points) makes one, got {_checks.describe(prior)}")
     _checks.instance("prior", prior, Prior)
+    if isinstance(schedule, str | type):
+        came = _checks.describe(schedule)
+        raise TypeError(f"schedule must be a Schedule, such as dfmath.schedules.VP.linear(), got {came}")
     if schedule is not None:
         _checks.instance("schedule", schedule, Schedule)
 

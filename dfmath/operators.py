@@ -54,6 +54,9 @@ class SymmetricOperator(ABC):
         """`matvec` without its door, for derivatives: a batch of tangents under `vmap` has no values to look at."""
         return self._product(v[:, :, None])[:, :, 0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise TypeError(f"{type(self).__name__} is an operator; to_dense() makes an array of it")
+
     def __matmul__(self, matrices: Array) -> Array:
         """Return M_b V_b for V (B, d, k): (B, d, k)."""
         _checks.vectors("V", matrices, self.shape, self._home, columns=True)

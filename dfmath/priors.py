@@ -273,7 +273,7 @@ class GaussianMixture(Prior):
         weights: Array | None = None,
         log_weights: Array | None = None,
     ) -> None:
-        self._means = means
+        self._means, self._covariances = means, covariances
         if is_dask_array(means):
             parts = scattered.mixture_parts(means, covariances, weights, log_weights)
             super().__init__(parts, parts.outline.home)
@@ -286,6 +286,11 @@ class GaussianMixture(Prior):
     def means(self) -> Array:
         """The components' means, (K, d)."""
         return self._means
+
+    @property
+    def covariances(self) -> float | Array | LowRank:
+        """The components' covariances, in the form that they were given in."""
+        return self._covariances
 
     @classmethod
     def from_file(cls, path: str | Path) -> GaussianMixture:

@@ -534,7 +534,7 @@ BAD = [
     ("backend-none", lambda: use(None), ValueError, "^backend", "array-api, device, numba", "got None"),
     ("backend-list", lambda: use(["numba"]), ValueError, "^backend", "array-api, device, numba", "got .'numba'"),
     ("backend-arrays", numba_on_torch, TypeError, "^backend 'numba'", "NumPy arrays", "got torch.Tensor"),
-    ("theorem-unknown", lambda: select(["1.99"]), ValueError, "^theorem", "one of", "'1.99'", "did you mean"),
+    ("theorem-unknown", lambda: select(["1.99"]), ValueError, "^theorem", "a number such", "'1.99'", "did you mean"),
     ("schedule-unknown", lambda: schedule_by_name("sub-vp"), ValueError, "^name", "edm", "'sub-vp'", "mean 'subvp'"),
     ("schedule-case", lambda: schedule_by_name("EDM"), ValueError, "^name", "one of", "'EDM'", "mean 'edm'"),
     ("schedule-none", lambda: schedule_by_name(None), ValueError, "^name", "one of", "got NoneType"),

@@ -18,6 +18,17 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_is_imported_later_is_there() -> None:
+    """Exports and modules that are asked for after `import dfmath` alone, and nothing else."""
+    names = [*dfmath.__all__, *dfmath._MODULES]
+    code = "import sys, dfmath; assert not any(m.startswith('dfmath.theorems') for m in sys.modules)"
+    code += f"; names = {names}; assert set(names) <= set(dir(dfmath))"
+    code += "; print(*(getattr(dfmath, name).__name__ for name in names)); dfmath.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert [name.rpartition(".")[2] for name in done.stdout.split()] == names
+    assert "AttributeError: module 'dfmath' has no attribute 'nothing'" in done.stderr
+
+
 def test_exports_are_documented() -> None:
     for name in dfmath.__all__:
         assert getattr(dfmath, name).__doc__, name

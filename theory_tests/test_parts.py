@@ -323,14 +323,14 @@ def cluster():
 
 def test_theorems_hold_on_two_processes(cluster):
     subject, only = model(digits()[:120], backend="dask"), ["1.1", "1.2", "1.3", "1.6", "4.8"]
-    found = verify(subject, (10.0, 0.5, 0.05), backend="dask", only=only)
+    found = verify(subject, (10.0, 0.5, 0.05), only=only)
     assert [r.theorem.number for r in found if r.verdict != "pass"] == [] and len(found) == len(only)
 
 
 @pytest.mark.slow
 def test_all_theorems_hold_on_two_processes(cluster):
     for mixture in (None, 4):
-        found = verify(model(digits()[:200], mixture, backend="dask"), backend="dask")
+        found = verify(model(digits()[:200], mixture, backend="dask"))
         assert [r.theorem.number for r in found if r.verdict == "fail"] == []
 
 

@@ -8,16 +8,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from dfmath import theorems
+from dfmath import GaussianMixture, LowRank, PointMasses, theorems
 from dfmath.datasets import digits
-from dfmath.theorems import Outcome, registered
+from dfmath.theorems import Outcome, registered, theorem
+from dfmath.theorems.case import Case
 from dfmath.theorems.own import load
 from dfmath.theorems.run import Level, model, noise_levels, select, verify
+from dfmath.theorems.subject import subject_of
 
 QUICK = ["1", "4.1", "4.2", "4.3", "4.3b", "4.5", "4.9", "4.10"]
 LEVELS = noise_levels(80.0, 0.02, 4)
@@ -55,7 +60,7 @@ def test_theorems_hold_on_points(kind: str, dtype: str) -> None:
 @pytest.mark.parametrize("backend", ["array-api", "array-api-strict", "torch"])
 def test_theorems_hold_on_other_libraries(backend: str) -> None:
     subject = model(_data("offset")[:200], backend=backend)
-    assert _failures(verify(subject, LEVELS, backend=backend, only=["1", "4.1", "4.10"])) == []
+    assert _failures(verify(subject, LEVELS, only=["1", "4.1", "4.10"])) == []
 
 
 def test_theorems_hold_on_a_fitted_mixture() -> None:
@@ -92,13 +97,81 @@ def test_every_number_of_the_mathematics_has_a_check() -> None:
 def test_only_selects_by_prefix() -> None:
     assert {t.number for t in select(["1.2"])} == {"1.2"}
     assert {t.number.split(".")[0] for t in select(["3"])} == {"3"}
-    with pytest.raises(ValueError, match=r"theorem must be one of .* did you mean '1\.\d'"):
+    with pytest.raises(ValueError, match=r"theorem must be a number such as 1.2.* did you mean '1\.\d'"):
         select(["1.12"])
 
 
-def test_not_a_number_never_passes() -> None:
-    assert not Outcome(math.nan, 1.0, "").passed
-    assert not Outcome(math.inf, 1.0, "").passed
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 2.0])
+def test_one_bad_level_fails_and_is_shown(registry: None, bad: float) -> None:
+    """Wherever it is among the levels; what is not a number never passes, and is the worst there is."""
+
+    @theorem("9.1", "One bad level", "a = b", "a conjecture")
+    def check(case: Case) -> Outcome:
+        return Outcome(bad if case.rho == LEVELS[2] else 0.5, 1.0, "one")
+
+    (result,) = verify(_data("line"), LEVELS, only=["9.1"])
+    assert result.verdict == "fail" and result.worst is not None
+    assert result.worst.rho == LEVELS[2]
+    assert [level.rho for level in result.levels] == list(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (lambda case: None, "TypeError: a check must return an Outcome, got NoneType"),
+        (lambda case: {}["x"], "KeyError: 'x'"),
+        (lambda case: Outcome("much", 1.0, ""), "discrepancy must be a real number"),
+        (lambda case: Outcome(0.0, -1.0, ""), "threshold must not be negative, got -1"),
+    ],
+)
+def test_a_check_that_is_wrong_in_itself_fails_and_says_so(registry: None, check: Any, said: str) -> None:
+    theorem("9.1", "Wrong", "a = b", "a conjecture")(check)
+    found = verify(_data("line"), LEVELS, only=["9.1", "1.2"])
+    assert [result.verdict for result in found] == ["pass", "fail"]
+    assert said in found[1].reason
+
+
+def test_outcomes_of_numpy_numbers_can_be_written(registry: None) -> None:
+    @theorem("9.1", "In single precision", "a = b", "a conjecture")
+    def check(case: Case) -> Outcome:
+        return Outcome(np.float32(0.5), np.ones(()), "one")  # type: ignore[arg-type]
+
+    (result,) = verify(_data("line"), LEVELS, only=["9.1"])
+    assert json.loads(json.dumps(result.as_dict()))["discrepancy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ((3,), TypeError, "points must be"),
+        ((np.zeros((3, 2)), []), ValueError, "rhos must be positive, finite and from high to low"),
+        ((np.zeros((3, 2)), [0.1, 1.0]), ValueError, "rhos must be positive, finite and from high to low"),
+        ((np.zeros((3, 2)), 5.0), TypeError, "rhos must be a sequence"),
+    ],
+)
+def test_what_can_not_be_verified_is_refused(arguments: tuple, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        verify(*arguments)
+
+
+def test_priors_themselves_can_be_verified() -> None:
+    """Of every form of covariance, with weights, on torch: the truth is made of what the prior was made of."""
+    rng = np.random.default_rng(0)
+    means, root = rng.standard_normal((3, 2)), rng.standard_normal((3, 2, 2))
+    forms = [0.3, np.array([0.1, 0.2, 0.3]), rng.random((3, 2)), root @ root.swapaxes(1, 2)]
+    forms.append(LowRank(rng.random((3, 2)), rng.standard_normal((3, 2, 1))))
+    weights = np.array([0.2, 0.7, 0.1])
+    priors = [GaussianMixture(means, form, weights=weights) for form in forms]
+    priors += [PointMasses(means, weights=weights), PointMasses(torch.from_numpy(means.astype(np.float32)))]
+    for prior in priors:
+        found = verify(prior, [3.0, 0.3], only=["1.1", "1.2", "1.4", "4.1"])
+        assert _failures(found) == [] and sum(r.verdict == "pass" for r in found) >= 4
+
+
+def test_a_truth_of_other_weights_is_noticed() -> None:
+    subject = subject_of(PointMasses(_data("offset"), weights=np.linspace(0.1, 1.0, 800)))
+    wrong = replace(subject, weights=np.ones(800))
+    assert "fail" in {result.verdict for result in verify(wrong, [0.5], only=["1"])}
 
 
 def test_a_check_that_raises_fails(monkeypatch: pytest.MonkeyPatch) -> None:

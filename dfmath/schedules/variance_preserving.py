@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dfmath.backends._compat import Array, Namespace
 from dfmath.schedules.base import Schedule
@@ -20,6 +20,12 @@ class VP(Schedule):
     ----------
     Song et al., *Score-based generative modeling through SDEs*, arXiv 2011.13456.
     """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """Refuse the family itself."""
+        if cls is VP:
+            raise TypeError("VP is a family of schedules: use VP.linear() or VP.cosine()")
+        return super().__new__(cls)
 
     @staticmethod
     def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> VPLinear:

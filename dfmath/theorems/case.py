@@ -24,7 +24,8 @@ SAMPLES = 512
 class Model:
     """A prior under test, beside the raw parameters that the truth is built from.
 
-    `build` puts NumPy values into the namespace and dtype under test.
+    `build` puts NumPy values into the namespace and dtype under test; `backend` is what computes, where it is not left
+    to the kind of arrays.
     """
 
     prior: Prior
@@ -33,6 +34,7 @@ class Model:
     weights: Any  # (K,)
     build: Callable[[Any], Array]
     dtype: str
+    backend: str | None = None
 
     @cached_property
     def truth(self) -> DenseMixture:

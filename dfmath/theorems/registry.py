@@ -40,10 +40,11 @@ class Outcome:
     threshold: float
     reason: str
 
-    @property
-    def passed(self) -> bool:
-        """Whether the discrepancy is a number no larger than the threshold."""
-        return self.discrepancy <= self.threshold
+    def __post_init__(self) -> None:
+        for name in ("discrepancy", "threshold"):
+            object.__setattr__(self, name, _checks.real_number(name, getattr(self, name)))  # NumPy's are no JSON
+        if not self.threshold >= 0.0:
+            raise ValueError(f"threshold must not be negative, got {self.threshold:g}")
 
 
 @dataclass(frozen=True)

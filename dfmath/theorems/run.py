@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from dfmath import _checks, backends
 from dfmath.backends._compat import Array
+from dfmath.priors import Prior
 from dfmath.theorems import approximate, averages, forms, identities, maps, trajectories  # noqa: F401 - they register
 from dfmath.theorems.case import Case, Model, mixture_model, point_model
 from dfmath.theorems.registry import NotApplicable, Outcome, Theorem, registered
+from dfmath.theorems.subject import subject_of
 
 Verdict = Literal["pass", "fail", "not applicable"]
 
@@ -88,9 +93,19 @@ def select(only: Iterable[str] | None = None) -> list[Theorem]:
         _checks.instance("theorem", number, str)
         found = [t for t in everything if t.number == number] or [t for t in everything if _begins(t.number, number)]
         if not found:
-            _checks.one_of("theorem", number, tuple(t.number for t in everything))
+            _unknown(number, everything)
         chosen |= {t.number: t for t in found}
     return [t for t in everything if t.number in chosen]
+
+
+def _unknown(number: str, everything: list[Theorem]) -> NoReturn:
+    numbers = [t.number for t in everything]
+    near = get_close_matches(number, numbers, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"theorem must be a number such as 1.2, or how some begin, such as 3, of {numbers[0]} to {numbers[-1]}, "
+        f"got {number!r}{hint}"
+    )
 
 
 def _begins(number: str, prefix: str) -> bool:
@@ -160,68 +175,89 @@ def model(
     """
     _checks.real_array("points", points, "(N, d)", 2)
     build, hold = builder(backend, dtype), _in_chunks if backend == "dask" else lambda array: array
+    computing = _COMPUTING.get(backend, "array-api")
     if mixture is None:
-        return point_model(points, build, dtype, hold)
+        return replace(point_model(points, build, dtype, hold), backend=computing)
+    mixture = _checks.positive_integer("mixture", mixture)
     from sklearn.mixture import GaussianMixture
 
-    if not 1 <= mixture <= len(points):
+    if mixture > len(points):
         raise ValueError(f"mixture must be between 1 and the number of points, {len(points)}, got {mixture}")
     scale = float(np.var(points, axis=0).mean())
     fitted = GaussianMixture(mixture, reg_covar=1e-3 * scale or 1e-3, random_state=seed).fit(points)
-    return mixture_model(fitted.means_, fitted.covariances_, fitted.weights_, build, dtype, hold)
+    found = mixture_model(fitted.means_, fitted.covariances_, fitted.weights_, build, dtype, hold)
+    return replace(found, backend=computing)
 
 
 def verify(
-    subject: Model,
-    rhos: tuple[float, ...] | None = None,
+    subject: Model | Prior | Array,
+    rhos: Sequence[float] | None = None,
     *,
-    backend: str = "numba",
     only: Iterable[str] | None = None,
     seed: int = 0,
     progress: Callable[[Theorem], None] = lambda theorem: None,
 ) -> list[Result]:
-    """Check every theorem on a model over noise levels [MATH 1-4].
+    """Check every registered theorem on a prior over noise levels [MATH 1-4].
 
     Parameters
     ----------
     subject
-        From `model`.
+        A `PointMasses` or `GaussianMixture`; points (N, d), as point masses; or what `model` returns.
     rhos
         Noise-to-signal ratios from high to low; `noise_levels()` by default.
-    backend
-        Array library to compute on. Dask computes on the client's cluster if there is one, else in threads.
     only
-        Numbers of the theorems to check.
+        Numbers of the theorems to check, or their beginnings; all by default.
     seed
         Of queries, vectors and samples.
     progress
-        Called with each theorem once it is done.
+        Called with each theorem before it is checked.
 
     Returns
     -------
     list of Result
         In the order of their numbers. A check that raises counts as failed, with what it said.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> found = verify(np.array([[0.0], [1.0], [3.0]]), [2.0, 0.1], only=["1.2"])
+    >>> [(result.theorem.number, result.verdict) for result in found]
+    [('1.2', 'pass')]
     """
-    levels, seed = noise_levels() if rhos is None else rhos, _checks.random_seed(seed)
+    subject, levels, seed = subject_of(subject), _levels(rhos), _checks.random_seed(seed)
     cases = [Case(subject, rho, levels, seed) for rho in levels]
     results = []
-    with backends.use(_COMPUTING.get(backend, "array-api")):
+    with backends.use(subject.backend) if subject.backend else nullcontext():
         for theorem in select(only):
-            results.append(_check(theorem, cases if theorem.scope == "level" else cases[:1]))
             progress(theorem)
+            results.append(_check(theorem, cases if theorem.scope == "level" else cases[:1]))
     return results
+
+
+def _levels(rhos: Sequence[float] | None) -> tuple[float, ...]:
+    if rhos is None:
+        return noise_levels()
+    if isinstance(rhos, str) or not isinstance(rhos, Iterable):
+        raise TypeError(f"rhos must be a sequence of noise-to-signal ratios, got {_checks.describe(rhos)}")
+    levels = tuple(_checks.real_number("rhos", rho) for rho in rhos)
+    falling = all(high > low for high, low in pairwise(levels))
+    if not levels or not falling or not 0.0 < levels[-1] <= levels[0] < math.inf:
+        raise ValueError(f"rhos must be positive, finite and from high to low, got {list(levels)}")
+    return levels
 
 
 def _check(theorem: Theorem, cases: list[Case]) -> Result:
     levels, excuse = [], ""
     for case in cases:
         try:
-            outcome = theorem.check(case)
+            outcome = _outcome(theorem, case)
         except NotApplicable as reason:
             excuse = str(reason)
             continue
-        except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError, AttributeError) as error:
-            outcome = Outcome(math.inf, 0.0, f"the check raised {type(error).__name__}: {error}")
         levels.append(Level(case.rho, outcome.discrepancy, outcome.threshold, outcome.reason))
     if not levels:
         return Result(theorem, "not applicable", None, excuse, ())
@@ -230,7 +266,21 @@ def _check(theorem: Theorem, cases: list[Case]) -> Result:
     return Result(theorem, "pass" if passed else "fail", worst, worst.reason, tuple(levels))
 
 
+def _outcome(theorem: Theorem, case: Case) -> Outcome:
+    """What the check measured; whatever it raises, but that it does not apply, is a failure that says so."""
+    try:
+        outcome = theorem.check(case)
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"a check must return an Outcome, got {_checks.describe(outcome)}")
+    except NotApplicable:
+        raise
+    except Exception as error:
+        return Outcome(math.inf, 0.0, f"the check raised {type(error).__name__}: {error}")
+    return outcome
+
+
 def _severity(level: Level) -> float:
-    if not level.discrepancy <= level.threshold and level.threshold == 0.0:
+    """The share of what is allowed; what is not a number is worse than any."""
+    if math.isnan(level.discrepancy) or (level.discrepancy > level.threshold == 0.0):
         return math.inf
     return level.discrepancy / level.threshold if level.threshold else 0.0
