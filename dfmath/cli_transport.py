@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -42,10 +44,18 @@ def ot_test(
         report.print_json({"rho_max": rho_max, "rho_min": rho_min, "tolerance": tolerance, "checks": _plain(rows)})
     else:
         report.console().print(report.transport_table(rows, title))
+        for label, found in canonical.items():
+            print(_verdict(label, found))
     if plot is not None:
         cases = [(f"{label}: asymmetry {r.asymmetry.mean:.3f}", priors[label], r) for label, r in canonical.items()]
         save(plots.trajectories(cases, rho_max, rho_min), plot, json)
     return 1 if max(row[3] for row in rows) > tolerance else 0
+
+
+def _verdict(label: str, found: Any) -> str:
+    what = "is" if found.is_transport else "is not"
+    asymmetry = f"{found.asymmetry.mean:.3g} ± {found.asymmetry.standard_error:.1g}"
+    return f"{label}: the flow {what} an optimal transport map (asymmetry {asymmetry}, allowed {found.tolerance:g})"
 
 
 def _planes(data: str | None, limit: int, seed: int) -> dict[str, Any]:
@@ -63,12 +73,16 @@ def _flows(
     priors: dict[str, Any], rho_max: float, rho_min: float, starts: int, seed: int, tolerance: float
 ) -> tuple[list[tuple[str, str, Any, float]], dict[str, Any]]:
     """One row for each prior and schedule, and the canonical report of each prior."""
-    from dfmath.transport import official_schedules, ot_check
+    from dfmath.transport import official_schedules, ot_check, range_note
 
     schedules: dict[str, Any] = {"canonical": None, **official_schedules()}
     rows: list[tuple[str, str, Any, float]] = []
     canonical: dict[str, Any] = {}
-    with progress("flows", len(priors) * len(schedules)) as advance:
+    for prior in priors.values():
+        if (note := range_note(prior, rho_max, rho_min)) is not None:
+            print(f"note: {note}", file=sys.stderr)
+    with progress("flows", len(priors) * len(schedules)) as advance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "noise from rho")  # is said above
         for label, prior in priors.items():
             for name, schedule in schedules.items():
                 found = ot_check(prior, rho_max, rho_min, starts, seed, schedule, start="gaussian", tolerance=tolerance)

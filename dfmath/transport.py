@@ -7,6 +7,7 @@ Jacobian along many trajectories and measures how far it is from that.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def ot_check(
     prior
         Data distribution with a closed form.
     rho_max, rho_min
-        Noise-to-signal ratios of the map's two ends.
+        Noise-to-signal ratios of the map's two ends, in the units of the data; a warning says where they do not span
+        the data.
     n, seed
         Number of starts, and the seed that draws them.
     schedule
@@ -131,9 +133,27 @@ def ot_check(
     rtol, tolerance = check_tolerances(rtol, 0.0, home)[0], _checks.real_number("tolerance", tolerance)
     if not 100 * rtol <= tolerance < 1:
         raise ValueError(f"tolerance must be in [100 rtol, 1) = [{100 * rtol:g}, 1), got {tolerance:g}")
+    if (note := range_note(prior, rho_max, rho_min)) is not None:
+        warnings.warn(note, stacklevel=2)
     z = _draw_starts(prior, rho_max, n, seed, start)
     flow = _flow(prior, z, rho_max, rho_min, schedule, rtol)
     return _report(z, flow, tolerance, 10 * rtol)
+
+
+def range_note(prior: Prior, rho_max: float, rho_min: float) -> str | None:
+    """Say so where a map between these levels tells little of the data: they are not inside the range of noise.
+
+    Above the data's size q is nearly one Gaussian, below the distances of its points nothing moves any more, and every
+    flow is nearly a transport map. The size is the root mean square of 256 draws' distances from their mean.
+    """
+    draws = to_numpy(prior.sample(256, 0)).astype(np.float64)
+    size = math.sqrt(float(((draws - draws.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    if size == 0.0 or (rho_min <= size / 3.0 and rho_max >= 3.0 * size):
+        return None
+    return (
+        f"noise from rho = {rho_max:g} to {rho_min:g} does not span the data, {size:.3g} from their mean: the "
+        f"verdict is of this range alone; take rho_max above {3 * size:.3g} and rho_min below {size / 3:.3g}"
+    )
 
 
 def asymmetry(jacobian: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import ot
@@ -170,3 +171,25 @@ def test_gap_is_infinite_where_the_best_matching_is_free_and_the_given_one_is_no
     points = np.random.default_rng(3).standard_normal((5, 2))
     assert transport_gap(points, points[::-1]) == math.inf
     assert transport_gap(points, points) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e4])
+def test_a_range_that_does_not_span_the_data_is_told(scale):
+    """In other units the same points get another verdict from the same levels: then there is a warning."""
+    prior = PointMasses(scale * np.array([[0.0, 1.2], [-1.0, -0.6], [1.1, -0.5]]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = ot_check(prior, n=2)
+    told = [str(warning.message) for warning in caught if "does not span the data" in str(warning.message)]
+    assert len(told) == (0 if scale == 1.0 else 1)
+    assert found.is_transport == (scale != 1.0)
+    if told:
+        size = scale * np.sqrt((1.2**2 + 1.0 + 0.36 + 1.21 + 0.25) / 3)
+        spanning = ot_check(prior, rho_max=60 * size, rho_min=0.02 * size, n=2)
+        assert not spanning.is_transport
+
+
+def test_one_point_has_no_size_to_span():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ot_check(PointMasses(np.ones((1, 2))), n=2).is_transport
