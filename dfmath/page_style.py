@@ -18,6 +18,7 @@ a { color: var(--link); }
 :target { scroll-margin-top: 1rem; }
 .quiet, figcaption, caption { color: var(--quiet); }
 .scroll { overflow-x: auto; max-width: 100%; }
+.scroll + .scroll { margin-top: 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 0.5rem; }
 caption div { max-width: min(46rem, calc(100vw - 2rem)); position: sticky; left: 0; }

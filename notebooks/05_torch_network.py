@@ -130,10 +130,11 @@ plt.show()
 print({name: [f"{value:.0e}" for value in values] for name, values in errors.items()})
 assert errors["DF-TM (paper)"][0] > 10 * errors["local loss"][0], "the paper's form cancels at low noise [MATH 4.2]"
 assert errors["local loss"][0] < 0.3, "the local loss does not [MATH 4.3]"
+assert np.mean(errors["local loss"]) < np.mean(errors["Hutchinson, 1 probe"]), "and it is nearer than one probe"
 
 # %% [markdown]
 # **Learnt:** the paper's regression needs a relative accuracy of $\sigma^2/\alpha^2$, and loses it at low noise. The same head with the local loss
-# is at or below one probe's error at every level, in the evaluation that gives the score anyway.
+# is below one probe's error on average over the levels, in the evaluation that gives the score anyway.
 #
 # ## 3. Products: DF-EA
 #

@@ -175,8 +175,9 @@ assert rewards["vjp"] > rewards["no guidance"], "the gradient leads uphill, what
 assert rewards["difference"] > rewards["no guidance"], "and so does the difference"
 
 # %% [markdown]
-# **Learnt:** `"difference"` costs one evaluation for each product and no differentiation of the network, and does what `"vjp"` does. `"none"` is free, and
-# takes $F$ for $I/\sigma^2$. With random weights it is not ($\sigma^2 \mathrm{tr} F/d$ above is far below 1), and the reward goes down. Look at that number first.
+# **Learnt:** the counts are equal since they are of steps and rollouts; what a product costs comes on top: one evaluation more by `"difference"`, a backward
+# pass by `"vjp"`, nothing by `"none"`. `"difference"` differentiates no network, and does what `"vjp"` does. `"none"` takes $F$ for $I/\sigma^2$. With random
+# weights it is not ($\sigma^2 \mathrm{tr} F/d$ above is far below 1), and the reward goes down. Look at that number first.
 #
 # ## 5. Your own checkpoint
 #
