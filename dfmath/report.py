@@ -184,7 +184,7 @@ def image_table(images: Sequence[ImageLikelihood], title: str) -> Table:
 _TRANSPORT_CAPTION = """\
 off-diagonal and rotation-invariant: asymmetry of the flow's Jacobian A, mean ± standard error over the starts
 min eig.: smallest eigenvalue of (A + A^T)/2 at any start
-gap: how much dearer the flow's pairs are than the cheapest matching of the same points, relative to it; 0 proves nothing
+gap: how much dearer the flow's pairs are than the cheapest matching of their points, relative to it (0 proves nothing)
 transport?: whether A is symmetric within the tolerance, with no negative eigenvalue, at every start
 differs by: largest difference of either asymmetry from the canonical integration at any start"""
 

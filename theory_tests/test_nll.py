@@ -165,10 +165,11 @@ def test_images_under_a_network_of_normal_pixels(tmp_path, gaussian_pipe, trace)
     from dfmath.integrations.diffusers import image_likelihoods, network_of
 
     pixels = images_in(tmp_path)
-    found = image_likelihoods(gaussian_pipe, tmp_path, trace=trace, steps=60, batch=2)
+    rho = 0.5  # alpha is far from one
+    found = image_likelihoods(gaussian_pipe, tmp_path, trace=trace, rho_min=rho, steps=60, batch=2)
     assert [image.file for image in found] == ["0.png", "1.png", "2.png"] and found[0].dim == 192
     schedule = network_of(gaussian_pipe).schedule
-    alpha = float(schedule(schedule.time(0.02))[0])
+    alpha = float(schedule(schedule.time(rho))[0])
     for image, values in zip(found, pixels, strict=True):
         x = alpha * (values / 127.5 - 1.0).ravel()
         wanted = -0.5 * (x**2 + np.log(2 * np.pi)).sum()
@@ -191,6 +192,24 @@ def test_batches_do_not_change_likelihoods(tmp_path, gaussian_pipe):
     assert done == ["0.png", "1.png", "2.png"] * 2
     for one, other in zip(alone, together, strict=True):
         assert one.log_density == pytest.approx(other.log_density, abs=1e-3)
+
+
+@NETWORKS
+def test_every_image_has_its_own_caption(tmp_path, monkeypatch):
+    """Also in the batches after the first; a prompt takes their place."""
+    import tiny_pipelines
+    from dfmath.integrations.diffusers import image_likelihoods
+
+    images_in(tmp_path, 3, 16)
+    for number in (0, 2):
+        (tmp_path / f"{number}.txt").write_text(f"caption {number}")
+    pipe, told = tiny_pipelines.made("stable-diffusion"), []
+    module = sys.modules["dfmath.integrations.diffusers.image_likelihoods"]
+    own = module.network_of
+    monkeypatch.setattr(module, "network_of", lambda pipe, texts: told.append(texts) or own(pipe, texts))
+    for prompt in (None, "a red cat"):
+        image_likelihoods(pipe, tmp_path, prompt=prompt, steps=1, probes=1, batch=2)
+    assert told == [["caption 0", ""], ["caption 2"], ["a red cat"] * 2, ["a red cat"]]
 
 
 @NETWORKS

@@ -164,8 +164,26 @@ def test_priors_themselves_can_be_verified() -> None:
     priors = [GaussianMixture(means, form, weights=weights) for form in forms]
     priors += [PointMasses(means, weights=weights), PointMasses(torch.from_numpy(means.astype(np.float32)))]
     for prior in priors:
-        found = verify(prior, [3.0, 0.3], only=["1.1", "1.2", "1.4", "4.1"])
+        found = verify(prior, [3.0, 0.3], only=["1.1", "1.2", "1.4", "4.1"])  # on the kind of arrays that it has
         assert _failures(found) == [] and sum(r.verdict == "pass" for r in found) >= 4
+
+
+def test_the_truth_has_the_priors_parameters() -> None:
+    rng = np.random.default_rng(1)
+    means, values, vectors = rng.standard_normal((2, 3)), rng.random((2, 3)), rng.standard_normal((2, 3, 2))
+    full = np.stack([np.diag(row) + v @ v.T for row, v in zip(values, vectors, strict=True)])
+    cases = {
+        "number": (0.3, np.stack([0.3 * np.eye(3)] * 2)),
+        "(K,)": (np.array([0.1, 0.2]), np.stack([0.1 * np.eye(3), 0.2 * np.eye(3)])),
+        "(K, d)": (values, np.stack([np.diag(row) for row in values])),
+        "(K, d, d)": (full, full),
+        "low rank": (LowRank(values, vectors), full),
+    }
+    for name, (given, wanted) in cases.items():
+        subject = subject_of(GaussianMixture(means, given, weights=np.array([1.0, 3.0])))
+        np.testing.assert_allclose(subject.covariances, wanted, rtol=1e-14, atol=1e-16, err_msg=name)
+        np.testing.assert_array_equal(subject.means, means)
+        np.testing.assert_allclose(subject.weights, [0.25, 0.75], rtol=1e-15)
 
 
 def test_a_truth_of_other_weights_is_noticed() -> None:
