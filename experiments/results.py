@@ -65,6 +65,8 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not {"settings", "sources", "made", "machine", "seconds"} <= set(found):
         return None
+    if not isinstance(found["settings"], dict) or not isinstance(found["machine"], dict):
+        return None
     whole: dict[str, Any] = {name: value if name == "machine" else with_nan(value) for name, value in found.items()}
     return whole
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html.parser
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dfmath.benchmarks import timing
 from dfmath.experiments import dimension, error_bounds, ot_table, published_scheme, results, schedules, spectrum
 from dfmath.experiments.published_scheme import converged, discretised, ways
+from dfmath.experiments.report_page import Report
 
 from dfmath import GaussianMixture, PointMasses, bounds, cli_reproduce, ot_check
 from dfmath.cli import main
@@ -386,15 +390,19 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.pointers, self.ids, self.text, self.cells = [], [], [], []
+        self.pointers, self.ids, self.text, self.rows = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
         told = dict(attributes)
         self.pointers += [value for name, value in told.items() if name in ("src", "href", "xlink:href") and value]
         self.ids += [told["id"]] if "id" in told else []
+        if tag == "tr":
+            self.rows.append("")
 
     def handle_data(self, data):
         self.text.append(data)
+        if self.rows:  # what follows a table is added to its last row, which no test minds
+            self.rows[-1] += f"{data} "
 
 
 def test_the_report_stands_alone_and_says_the_numbers(small, monkeypatch, tmp_path):
@@ -412,6 +420,74 @@ def test_the_report_stands_alone_and_says_the_numbers(small, monkeypatch, tmp_pa
         for table in module.tables(result):
             assert table.title in text
     assert timing.machine()["processor"] in text
+
+
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def stale(folder, name="spectrum", **change):
+    """A result as it is committed, made by other sources, put in a folder."""
+    for suffix in (".json", ".md", ".png"):
+        shutil.copy(COMMITTED / f"{name}{suffix}", folder)
+    told = json.loads((folder / f"{name}.json").read_text())
+    (folder / f"{name}.json").write_text(json.dumps(told | {"sources": "others", **change}))
+    return told
+
+
+def read_page(folder):
+    reader = Reader()
+    reader.feed((folder / "report.html").read_text())
+    return reader, " ".join("".join(reader.text).split())
+
+
+def test_a_result_of_other_sources_is_shown_as_they_wrote_it(small, monkeypatch, tmp_path):
+    """Whatever its form: every cell of the table beside it, and its picture; and it is in no other experiment's way."""
+    told = stale(tmp_path, data={"another": "form"})
+    assert run(monkeypatch, "dimension", "--quick", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert {"spectrum", "dimension"} <= set(reader.ids) and "made by other sources" in text
+    lines = (tmp_path / "spectrum.md").read_text().splitlines()
+    rows = [" ".join(line.replace("|", " ").split()) for line in lines if line.startswith("| ") and "---" not in line]
+    assert len(rows) > 5 and [row for row in rows if row not in " ".join(reader.rows)] == []
+    assert " ".join(lines[0].split()) in text and lines[2].strip("*") in text and told["machine"]["commit"] in text
+    assert base64.b64encode((tmp_path / "spectrum.png").read_bytes()).decode() in "".join(reader.pointers)
+
+
+@pytest.mark.parametrize("gone", [(".png",), (".md", ".png")])
+def test_what_is_not_beside_an_older_result_is_named(tmp_path, gone):
+    stale(tmp_path)
+    for suffix in gone:
+        (tmp_path / f"spectrum{suffix}").unlink()
+    Report(tmp_path).write()
+    reader, text = read_page(tmp_path)
+    assert "spectrum" in reader.ids
+    assert (
+        f"{' and '.join(f'spectrum{suffix}' for suffix in gone)} {'is' if len(gone) == 1 else 'are'} not there" in text
+    )
+
+
+@pytest.mark.parametrize("fault", ["no json", "list", "machine", "settings", "table", "picture", "other form"])
+def test_what_cannot_be_shown_is_left_out_with_a_sentence(small, monkeypatch, tmp_path, fault):
+    path = tmp_path / "spectrum.json"
+    if fault in ("machine", "settings"):
+        stale(tmp_path, **{fault: {}})
+    elif fault == "other form":  # by the same sources, or so it says
+        stale(tmp_path, sources=results.sources(), data=None)
+    else:
+        stale(tmp_path)
+    if fault in ("no json", "list"):
+        path.write_text({"no json": "{", "list": "[]"}[fault])
+    elif fault == "table":
+        (tmp_path / "spectrum.md").write_text("| a | b |\n| --- | --- |\n| 1 |")
+    elif fault == "picture":
+        (tmp_path / "spectrum.png").write_text("no picture")
+    assert run(monkeypatch, "dimension", "--quick", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert "dimension" in reader.ids and "spectrum" not in reader.ids
+    assert "Left out, because they hold no result that can be shown: spectrum.json." in text
+    assert run(monkeypatch, "spectrum", "--quick", "--fresh", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert "spectrum" in reader.ids and "Left out" not in text
 
 
 def test_null_is_read_as_nan(tmp_path):
