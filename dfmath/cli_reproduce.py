@@ -45,7 +45,7 @@ def reproduce(
 ) -> int:
     """Rebuild the experiments into a folder, with one report of all.
 
-    What the folder holds is not run again if it was made with the same settings, commit and versions; anything else
+    What the folder holds is not run again if it was made with the same settings, sources and versions; anything else
     is, and replaced. So an interrupted run goes on where it was, with the finished parts of a pipeline and the last
     checkpoint of a training, too. ot-table, bounds, schedules, spectrum and dimension are exact quantities of known
     data. trace-error, nll, adjoint and samplers set a network beside the truth: a full-covariance mixture is fitted to

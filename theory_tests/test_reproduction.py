@@ -8,6 +8,7 @@ import html.parser
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -319,7 +320,6 @@ def test_what_is_there_is_skipped(small, monkeypatch, tmp_path, capsys):
     ("change", "said"),
     [
         ("settings", "spectrum.json was made with other settings"),
-        ("commit", "spectrum.json was made with other commit"),
         ("sources", "spectrum.json was made with other sources"),
         ("versions", "spectrum.json was made with other versions"),
         ("damage", "spectrum.json holds no finished result"),
@@ -340,11 +340,73 @@ def test_what_was_made_otherwise_is_run_again(small, monkeypatch, tmp_path, caps
     elif change == "damage":
         path.write_text(path.read_text()[:200])
     else:
-        machine = told["machine"] | {change: "another" if change == "commit" else {"numpy": "0.1"}}
-        path.write_text(json.dumps(told | {"machine": machine}))
+        path.write_text(json.dumps(told | {"machine": told["machine"] | {"versions": {"numpy": "0.1"}}}))
     assert run(monkeypatch, *words) == 0
     assert said in capsys.readouterr().out and len(calls) == 1
     assert json.loads(path.read_text())["settings"]["quick"] == ("--quick" in words)
+
+
+def test_a_commit_that_leaves_the_sources_alone_runs_nothing_again(small, monkeypatch, tmp_path, capsys):
+    """And the result is told as of its own commit, not of today's."""
+    words = ("spectrum", "--quick", "--output", tmp_path)
+    assert run(monkeypatch, *words) == 0
+    path = tmp_path / "spectrum.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"machine": told["machine"] | {"commit": "0ld1234"}}))
+    monkeypatch.setattr(spectrum, "measure", never)
+    assert run(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert f"made on {told['made']} at commit 0ld1234 with the same settings, sources and versions;" in said
+    reader, _ = read_page(tmp_path)
+    (row,) = (row for row in reader.rows if row.startswith("spectrum "))
+    assert row.split() == ["spectrum", "quick", f"{told['seconds']:.1f}", *told["made"].split(), "0ld1234", "these"]
+    assert any(row.split() == ["commit", "0ld1234"] for row in reader.rows)
+
+
+def test_every_module_and_kernel_is_a_source():
+    """Each once, by git's own list of files."""
+    root = Path(__file__).parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("no repository")
+    folders = {"dfmath": "dfmath", **{part: f"dfmath/{part}" for part in results.PARTS}}
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=root, capture_output=True, text=True, check=True).stdout
+    code = [Path(line) for line in listed.splitlines() if line.endswith((".py", ".cu")) and (root / line).exists()]
+    wanted = {f"{folders[path.parts[0]]}/{path.relative_to(path.parts[0]).as_posix()}" for path in code}
+    assert set(results.package_files()) >= wanted and "dfmath/backends/cuda_kernels.cu" in wanted
+    assert len({path.resolve() for path in results.package_files().values()}) == len(results.package_files())
+
+
+def test_a_wheel_has_the_digest_of_its_checkout(tmp_path):
+    """The files where a wheel puts them, imported by another interpreter."""
+    for name, file in results.package_files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / name)
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from dfmath.experiments import results as r;"
+    script += "print(r.__file__, r.sources())"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == [str(tmp_path / "dfmath/experiments/results.py"), results.sources()]
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        ("nothing", {"a.py": "xy", "k.cu": "z"}),
+        ("a module", {"a.py": "xx", "k.cu": "z"}),
+        ("a kernel", {"a.py": "xy", "k.cu": "y"}),
+        ("a folder", {"b/a.py": "xy", "k.cu": "z"}),
+        ("a boundary", {"a.py": "x", "k.cu": "yz"}),
+        ("a name", {"a.p": "yxy", "k.cu": "z"}),
+    ],
+)
+def test_the_digest_is_of_paths_sizes_and_contents(tmp_path, change, files):
+    def told(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return results.digest({name: tmp_path / name for name in reversed(files)})
+
+    assert (told({"a.py": "xy", "k.cu": "z"}) == told(files)) == (change == "nothing")
 
 
 def test_missing_pictures_are_drawn_again_without_measuring(small, monkeypatch, tmp_path):
@@ -390,19 +452,24 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.pointers, self.ids, self.text, self.rows = [], [], [], []
+        self.pointers, self.ids, self.text, self.rows, self.row = [], [], [], [], None
 
     def handle_starttag(self, tag, attributes):
         told = dict(attributes)
         self.pointers += [value for name, value in told.items() if name in ("src", "href", "xlink:href") and value]
         self.ids += [told["id"]] if "id" in told else []
         if tag == "tr":
-            self.rows.append("")
+            self.row = ""
+
+    def handle_endtag(self, tag):
+        if tag == "tr":
+            self.rows.append(self.row)
+            self.row = None
 
     def handle_data(self, data):
         self.text.append(data)
-        if self.rows:  # what follows a table is added to its last row, which no test minds
-            self.rows[-1] += f"{data} "
+        if self.row is not None:
+            self.row += f"{data} "
 
 
 def test_the_report_stands_alone_and_says_the_numbers(small, monkeypatch, tmp_path):
