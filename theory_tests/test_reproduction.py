@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ import pytest
 from dfmath.benchmarks import timing
 from dfmath.experiments import dimension, error_bounds, ot_table, published_scheme, results, schedules, spectrum
 from dfmath.experiments.published_scheme import converged, discretised, ways
+from dfmath.experiments.registry import EXPERIMENTS, Experiment
 from dfmath.experiments.report_page import Report
+from dfmath.experiments.run import reproduce
 
-from dfmath import GaussianMixture, PointMasses, bounds, cli_reproduce, ot_check
+from dfmath import GaussianMixture, PointMasses, bounds, ot_check
 from dfmath.cli import main
 from dfmath.transport import asymmetry, asymmetry_offdiagonal, official_points
 
@@ -268,7 +271,8 @@ def small(monkeypatch):
             seed = {"seed": 0 if name == "QUICK" else 1}
             monkeypatch.setattr(module, name, dataclasses.replace(module.QUICK, **less, **seed))
         monkeypatch.setattr(module, "figure", figure)
-    monkeypatch.setattr(cli_reproduce, "NAMES", ("spectrum", "dimension"))
+    for name in set(EXPERIMENTS) - {"spectrum", "dimension"}:
+        monkeypatch.delitem(EXPERIMENTS, name)
 
 
 def run(monkeypatch, *words):
@@ -445,6 +449,109 @@ def test_the_default_folder_of_quick_results_is_their_own(small, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "spectrum", "--quick") == 0
     assert (tmp_path / "reproduced-quick" / "report.html").exists() and not (tmp_path / "reproduced").exists()
+
+
+# --- from Python ---
+
+
+def test_python_reproduces_what_the_command_does(small, monkeypatch, tmp_path, capsys):
+    """The same files but for times, tables and sentences only where they are asked for."""
+    told, shown = [], []
+    found = reproduce(["spectrum"], tmp_path / "a", quick=True, say=told.append, show=shown.append)
+    assert capsys.readouterr() == ("", "") and shown == [(tmp_path / "a/spectrum.md").read_text()]
+    assert told[0] == "spectrum: running" and told[-1] == f"report: {tmp_path / 'a/report.html'}" and len(told) == 3
+    assert run(monkeypatch, "spectrum", "--quick", "--json", "--output", tmp_path / "b") == 0
+    ours, theirs = json.loads(capsys.readouterr().out)["spectrum"], found["spectrum"]
+    assert {**results.plain(theirs), "made": 0, "seconds": 0} == {**ours, "made": 0, "seconds": 0}
+    monkeypatch.setattr(spectrum, "measure", never)
+    again = reproduce(["spectrum"], tmp_path / "a", quick=True)
+    assert results.plain(again) == results.plain(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "error", "said"),
+    [
+        (["spectrun"], {}, ValueError, "did you mean 'spectrum'"),
+        ("spectrum", {}, TypeError, "names must be a list of names, got the string 'spectrum'"),
+        (["pipeline"], {}, ValueError, "model belongs to the experiment 'pipeline'"),
+        (["spectrum"], {"model": "x"}, ValueError, "model belongs to the experiment 'pipeline'"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused_before_a_folder_is_made(tmp_path, names, options, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        reproduce(names, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Experiments on networks that are made up, and a clock that only their work turns."""
+    from matplotlib.figure import Figure
+
+    pytest.importorskip("torch")
+    from dfmath.experiments import run as runs
+    from dfmath.experiments import trace_error
+    from dfmath.experiments import truth as truths
+
+    clock, given = [100.0], {}
+
+    def takes(seconds, value):
+        clock[0] += seconds
+        return value
+
+    @dataclasses.dataclass(frozen=True)
+    class Plan:
+        parts: int = 1
+
+    def figure(result):
+        """Nothing."""
+        return Figure(figsize=(1.0, 1.0))
+
+    def measure(plan, truth, *rest):
+        given[len(given)] = (truth, *rest[:-1])
+        return takes(2.0, {"value": 1.5})
+
+    module = types.ModuleType("dfmath.experiments.made_up")
+    module.__dict__.update(QUESTION="What?", FULL=Plan(), QUICK=Plan(), measure=measure, figure=figure)
+    module.tables, module.seen = (lambda result: []), (lambda result: f"It is {result['value']}.")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(truths, "truth", lambda place, quick, advance: takes(40.0, "the truth"))
+    monkeypatch.setattr(trace_error, "heads", lambda truth, advance, forms: takes(7.0, {forms[0]: f"{forms[0]} head"}))
+    for name in set(EXPERIMENTS):
+        monkeypatch.delitem(EXPERIMENTS, name)
+    for name, heads in (("none", ()), ("one", ("paper",)), ("both", ("local-loss", "paper"))):
+        monkeypatch.setitem(EXPERIMENTS, name, Experiment(name, "made_up", heads))
+    return given
+
+
+def test_training_is_counted_where_it_was_needed_first(trained, tmp_path):
+    """40 s of the network and 7 s of each head, by the clock; 2 s of work for each experiment."""
+    found = reproduce(["none", "one", "both"], tmp_path)
+    seconds = {name: (result["training seconds"], result["seconds"]) for name, result in found.items()}
+    assert seconds == {"none": (40.0, 2.0), "one": (7.0, 2.0), "both": (7.0, 2.0)}
+    both = {"local-loss": "local-loss head", "paper": "paper head"}
+    assert list(trained.values()) == [("the truth",), ("the truth", "paper head"), ("the truth", both)]
+    reader, _ = read_page(tmp_path)
+    rows = [row.split(" 20")[0] for row in reader.rows[1:4]]
+    assert rows == [
+        "none full 2.0 and 40.0 of training",
+        *(f"{n} full 2.0 and 7.0 of training" for n in ("one", "both")),
+    ]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_report_tells_the_steps_of_training_and_the_amount(trained, tmp_path, quick):
+    from dfmath.experiments import trace_error, truth
+
+    reproduce(["none", "one"], tmp_path, quick=quick)
+    reader, text = read_page(tmp_path)
+    network, head = truth.training_plan(quick).steps, trace_error.head_plan(quick).steps
+    end = ", which takes seconds: a quick run." if quick else "."
+    assert f"Trained the network for {network} steps{end}It is 1.5." in text
+    assert f"Trained the network for {network} steps and each trace head for {head}{end}It is 1.5." in text
+    assert [row.split()[1] for row in reader.rows[1:3]] == ["quick" if quick else "full"] * 2
+    assert ("Quick results are there to see" in text) == quick
 
 
 class Reader(html.parser.HTMLParser):
