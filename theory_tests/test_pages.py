@@ -201,6 +201,24 @@ def test_figures_take_the_pages_colours_and_leave_its_style_alone() -> None:
     assert named and named <= ids
 
 
+def test_the_same_page_is_the_same_text(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn in between; two figures that are alike have ids of their own."""
+    monkeypatch.setattr(page, "_now", lambda: "now")
+
+    def made() -> str:
+        return page.page("t", "l", [page.figure(_drawing(), "a"), page.figure(_drawing(), "b")])
+
+    first, verified = made(), verification_page(results, ABOUT)
+    page.figure(_drawing(), "in between")
+    assert made() == first and verification_page(results, ABOUT) == verified
+    _need_sound(first)
+    drawings = re.findall(r"<svg.*?</svg>", first, re.DOTALL)
+    assert len(drawings) == 2
+    for drawing in drawings:  # every reference leads to an id of the same figure
+        named = set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawing))
+        assert named and named <= set(re.findall(r'\bid="([^"]+)"', drawing))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
