@@ -26,7 +26,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _VOID = ("meta", "img", "input", "br", "hr")
 # Browsers refuse whatever a page tries to load, pictures within the file apart.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_figures = itertools.count(1)
+_FIGURE = "figure-"  # what ids within a figure begin with, before it has a number on its page
+_DRAWING = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 
 
 class Markup(str):
@@ -190,16 +191,15 @@ def figure(drawing: Any, caption: Any, description: str | None = None) -> Markup
     """
     from dfmath import plots
 
-    drawn = _inline(plots.svg(drawing), f"figure{next(_figures)}-", str(description or caption))
+    drawn = _inline(plots.svg(drawing), str(description or caption))
     return element("figure", element("div", drawn, class_="scroll"), element("figcaption", caption))
 
 
-def _inline(svg: str, prefix: str, description: str) -> Markup:
+def _inline(svg: str, description: str) -> Markup:
     """A file of SVG as an element of a page: ids its own, no rules for the rest of the page, the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}', svg).replace("url(#", f"url(#{prefix}")
+    svg = _prefixed(svg, "", _FIGURE)
     svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper, #fff)")
     wide = re.search(r'viewBox="0 0 ([\d.]+)', svg)
     assert wide is not None
@@ -210,6 +210,17 @@ def _inline(svg: str, prefix: str, description: str) -> Markup:
     name = f'role="img" aria-label="{escape(description, quote=True)}"'
     opening = re.sub(r' (width|height)="[^"]*"', "", svg[: svg.index(">")])
     return Markup(f"{opening} {look} {name}{svg[svg.index('>') :].rstrip()}")
+
+
+def _prefixed(svg: str, before: str, after: str) -> str:
+    """Ids and what refers to them, with another beginning."""
+    return re.sub(rf'(\bid="|\bhref="#|url\(#){before}', rf"\g<1>{after}", svg)
+
+
+def _numbered(html: str) -> Markup:
+    """Give the figures of a page numbers, from one on: the same page is the same text, whatever was drawn before."""
+    count = itertools.count(1)
+    return Markup(_DRAWING.sub(lambda drawing: _prefixed(drawing[0], _FIGURE, f"figure{next(count)}-"), html))
 
 
 def image(source: bytes | str | Path, caption: Any, description: str | None = None) -> Markup:
@@ -298,7 +309,7 @@ def page(title: str, lead: Any, sections: Iterable[Any], *, style: str = "", scr
     body = [element("main", element("header", element("h1", title), paragraph(lead)), *parts)]
     if script:
         body.append(element("script", Markup(script.replace("</", r"<\/"))))
-    whole = element("html", element("head", *head), element("body", *body), lang="en")
+    whole = _numbered(element("html", element("head", *head), element("body", *body), lang="en"))
     _need_unique_ids(whole)
     return Markup(f"<!DOCTYPE html>\n{whole}\n")
 

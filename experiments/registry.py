@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -11,8 +13,9 @@ from typing import Any
 class Experiment:
     """A module with QUESTION, FULL and QUICK plans, measure, tables, figure and seen.
 
-    `heads` are the forms of the trace heads that it measures; None where it measures no network. `packages` have to be
-    installed for it to run, and `extra` installs them.
+    `heads` are the forms of the trace heads that it measures; None where it measures no network beside the truth.
+    `packages` have to be installed for it to run, and `extra` installs them. One that `takes_model` measures a saved
+    pipeline, which its module loads.
     """
 
     name: str
@@ -20,6 +23,7 @@ class Experiment:
     heads: tuple[str, ...] | None = None
     packages: tuple[str, ...] = ()
     extra: str = ""
+    takes_model: bool = False
 
     @property
     def module(self) -> Any:
@@ -30,9 +34,15 @@ class Experiment:
         """How much there is of everything."""
         return self.module.QUICK if quick else self.module.FULL
 
-    def settings(self, quick: bool) -> dict[str, Any]:
+    def headed(self, heads: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Trace heads as `measure` takes them: one by itself, several by their forms."""
+        return tuple(heads.values()) if len(heads) < 2 else (heads,)
+
+    def settings(self, quick: bool, model: str | Path | None = None) -> dict[str, Any]:
         """Everything that decides on the result, the code apart."""
         found = {"quick": quick, **asdict(self.plan(quick))}
+        if self.takes_model and model is not None:
+            found |= {"model": str(Path(model).resolve())}
         if self.heads is not None:
             from dfmath.experiments import trace_error, truth
 
@@ -58,4 +68,4 @@ EXPERIMENTS = {
         Experiment("samplers", "samplers", (), **_NETWORK),
     )
 }
-PIPELINE = Experiment("pipeline", "pipelines", **_PIPELINE)
+PIPELINE = Experiment("pipeline", "pipelines", takes_model=True, **_PIPELINE)

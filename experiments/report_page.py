@@ -21,27 +21,42 @@ class Report:
         self.folder = folder
         self.sections: dict[str, page.Section] = {}
         self.rows: dict[str, tuple[Any, ...]] = {}
+        self.unreadable: list[str] = []
         for experiment in (*EXPERIMENTS.values(), PIPELINE):
-            found = results.load(folder / f"{experiment.name}.json")
+            if (folder / f"{experiment.name}.json").exists():
+                self._take(experiment)
+
+    def _take(self, experiment: Experiment) -> None:
+        """Take in what the folder holds, or note that it can't be shown: a file there must not stop the work here."""
+        found = results.load(self.folder / f"{experiment.name}.json")
+        try:
             if found is not None:
-                self.add(experiment, found)
+                return self.add(experiment, found)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
+            pass  # someone else's file of that name, or one that was changed by hand
+        self.unreadable.append(experiment.name)
 
     def add(self, experiment: Experiment, result: dict[str, Any]) -> None:
         """Take a finished result in, in the place of an older one."""
-        self.sections[experiment.name] = _section(self.folder, experiment, result)
-        machine = result["machine"]
+        name, machine = experiment.name, result["machine"]
+        section = _section(self.folder, experiment, result)
         amount = "quick" if result["settings"]["quick"] else "full"
-        made = (amount, _seconds(result), result["made"], machine["commit"] or "unknown")
-        self.rows[experiment.name] = (page.link(experiment.name, f"#{experiment.name}"), *made)
+        sources = "these" if _is_current(result) else "others"
+        made = (amount, _seconds(result), result["made"], machine["commit"] or "unknown", sources)
+        self.sections[name], self.rows[name] = section, (page.link(name, f"#{name}"), *made)
+        self.unreadable = [other for other in self.unreadable if other != name]
 
     def write(self) -> Path:
         """Write the page, whole or not at all."""
         order = [name for name in (*EXPERIMENTS, PIPELINE.name) if name in self.sections]
-        missing = [name for name in EXPERIMENTS if name not in self.sections]
+        missing = [name for name in EXPERIMENTS if name not in (*self.sections, *self.unreadable)]
         lead = "What dfmath reproduce has finished in this folder: what is asked, what was measured, and what one sees."
-        columns = ("experiment", "amount", "seconds", "made", "commit")
+        columns = ("experiment", "amount", "seconds", "made", "commit", "sources")
         summary = page.table(columns, [self.rows[name] for name in order], "Finished experiments.")
         notes = [page.paragraph(f"Not in this folder yet: {', '.join(missing)}.")] if missing else []
+        if self.unreadable:
+            files = ", ".join(f"{name}.json" for name in self.unreadable)
+            notes.append(page.paragraph(f"Left out, because they hold no result that can be shown: {files}."))
         if any(self.rows[name][1] == "quick" for name in order):
             notes.append(page.paragraph(QUICK))
         sections = [self.sections[name] for name in order]
@@ -62,17 +77,49 @@ def _seconds(result: dict[str, Any]) -> str:
 
 
 def _section(folder: Path, experiment: Experiment, result: dict[str, Any]) -> page.Section:
-    """Of one experiment; where what draws it is not installed, with the picture that is there."""
+    """Of one experiment, drawn anew; or as its files have it, where this code can't draw it or did not make it."""
     missing = [name for name in experiment.packages if find_spec(name) is None]
+    if not _is_current(result):
+        return _as_written(
+            folder, experiment.name, result, "It was made by other sources, and is shown as they wrote it."
+        )
     if missing:
-        said = f"Its tables are in {experiment.name}.md: to show them here needs {' and '.join(missing)}."
-        picture = page.image(folder / f"{experiment.name}.png", f"Figure of {experiment.name}.")
-        return page.section(experiment.name, page.paragraph(said), picture)
+        said = f"It is shown as it was written: to draw it anew needs {' and '.join(missing)}."
+        return _as_written(folder, experiment.name, result, said)
     module = experiment.module
     tables = [page.table(table.columns, table.rows, table.title) for table in module.tables(result)]
     blocks = [page.paragraph(module.QUESTION), *_trained(result), page.paragraph(module.seen(result))]
     figure = page.figure(module.figure(result), (module.figure.__doc__ or "").splitlines()[0])
     return page.section(experiment.name, *blocks, figure, *tables, _made(result), anchor=experiment.name)
+
+
+def _is_current(result: dict[str, Any]) -> bool:
+    """Whether these sources made it: others' results may have another form."""
+    return bool(result["sources"] == results.sources())
+
+
+def _as_written(folder: Path, name: str, result: dict[str, Any], why: str) -> page.Section:
+    """The Markdown and the picture that lie beside a result, whichever of them there are."""
+    text, picture = folder / f"{name}.md", folder / f"{name}.png"
+    blocks = _markdown(text.read_text(encoding="utf-8")) if text.is_file() else []
+    drawn = [page.image(picture, f"Figure of {name}.")] if picture.is_file() else []
+    absent = [path.name for path in (text, picture) if not path.is_file()]
+    said = f"{why} {' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not there." if absent else why
+    return page.section(name, page.paragraph(said), *drawn, *blocks, _made(result), anchor=name)
+
+
+def _markdown(text: str) -> list[page.Markup]:
+    """What `results.markdown` writes, as blocks: paragraphs, and tables below their titles in bold."""
+    blocks, title = [], ""
+    for part in text.strip().split("\n\n"):
+        if part.startswith("|"):
+            columns, _, *rows = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in part.splitlines())
+            blocks.append(page.table(columns, rows, title))
+        elif part.startswith("**"):
+            title = part.strip("*")
+        else:
+            blocks.append(page.paragraph(part))
+    return blocks
 
 
 def _trained(result: dict[str, Any]) -> list[page.Markup]:

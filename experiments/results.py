@@ -16,29 +16,46 @@ from dfmath.benchmarks import timing
 from dfmath import plots
 from dfmath.report import plain
 
+CODE = (".py", ".cu")
 PARTS = ("backends", "benchmarks", "integrations", "experiments")  # of the package that are folders beside it
 FIGURES = (".png", ".svg")
-IDENTITY = ("settings", "commit", "sources", "versions")  # what has to be equal for a result to be taken as it is
+# What has to be equal for a result to be taken as it is. Its commit is told, but no part of this: most commits change
+# no source, and what they change of the sources is in the digest.
+IDENTITY = ("settings", "sources", "versions")
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides on a result: settings, commit, the sources themselves and the versions of all libraries."""
-    machine = timing.machine()
-    found = {"settings": settings, "sources": sources(), **{name: machine[name] for name in ("commit", "versions")}}
+    """Return what decides on a result: settings, the sources themselves and the versions of all libraries."""
+    found = {"settings": settings, "sources": sources(), "versions": timing.machine()["versions"]}
     told: dict[str, Any] = json.loads(json.dumps(plain(found)))
     return told
 
 
 @cache
 def sources() -> str:
-    """Return a digest of the package's own Python files: a commit says little of a tree with changes, or of a wheel."""
-    digest = hashlib.sha256()
+    """Return a digest of the package's code: a commit says little of a tree with changes, or of a wheel."""
+    return digest(package_files())
+
+
+def package_files() -> dict[str, Path]:
+    """Return the package's modules and kernels by their path in it: the same in a checkout and in a wheel."""
+    found: dict[str, Path] = {}
     for name in ("dfmath", *(f"dfmath.{part}" for part in PARTS)):
         spec = find_spec(name)
-        folders = [] if spec is None else spec.submodule_search_locations or []
-        for path in sorted(file for folder in folders for file in Path(folder).rglob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+        for folder in [] if spec is None else spec.submodule_search_locations or []:
+            files = (file for file in Path(folder).rglob("*") if file.suffix in CODE)
+            # In a wheel the parts lie within dfmath and are seen twice, under one path.
+            found |= {f"{name.replace('.', '/')}/{file.relative_to(folder).as_posix()}": file for file in files}
+    return found
+
+
+def digest(files: dict[str, Path]) -> str:
+    """Return twelve digits of SHA-256 over path, size and bytes of each file, in the order of their paths."""
+    found = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        code = file.read_bytes()
+        found.update(f"{name}\0{len(code)}\0".encode() + code)
+    return found.hexdigest()[:12]
 
 
 def kept(folder: Path, name: str, wanted: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
@@ -49,12 +66,12 @@ def kept(folder: Path, name: str, wanted: dict[str, Any]) -> tuple[dict[str, Any
     found = load(path)
     if found is None:
         return None, f"{path.name} holds no finished result"
-    told = {"settings": found["settings"], "sources": found["sources"]}
-    told |= {key: found["machine"].get(key) for key in ("commit", "versions")}
+    told = {**found, "versions": found["machine"].get("versions")}
     different = [key for key in IDENTITY if plain(told[key]) != wanted[key]]
     if different:
         return None, f"{path.name} was made with other {' and '.join(different)}"
-    return found, f"{path.name} was made on {found['made']} with the same settings, commit and versions"
+    made = f"{path.name} was made on {found['made']} at commit {found['machine'].get('commit') or 'unknown'}"
+    return found, f"{made} with the same {', '.join(IDENTITY[:-1])} and {IDENTITY[-1]}"
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -64,6 +81,8 @@ def load(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not {"settings", "sources", "made", "machine", "seconds"} <= set(found):
+        return None
+    if not isinstance(found["settings"], dict) or not isinstance(found["machine"], dict):
         return None
     whole: dict[str, Any] = {name: value if name == "machine" else with_nan(value) for name, value in found.items()}
     return whole

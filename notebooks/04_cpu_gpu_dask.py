@@ -100,7 +100,7 @@ try:
 
     cupy.zeros(1)
 except ImportError:
-    print("CuPy: skipped, it is not installed (pip install 'dfmath[gpu]')")
+    print("CuPy: skipped, it is not installed (pip install -c constraints.txt -e '.[gpu]')")
 except RuntimeError as reason:
     print(f"CuPy: skipped, {reason}")
 else:
@@ -121,7 +121,7 @@ print(type(streamed.components).__name__, streamed)
 found["a file"] = traces_of(streamed, np.asarray)
 
 if find_spec("dask") is None:
-    print("Dask: skipped, it is not installed (pip install 'dfmath[dask]')")
+    print("Dask: skipped, it is not installed (pip install -c constraints.txt -e '.[dask]')")
 else:
     import dask.array
 

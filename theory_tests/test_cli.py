@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from dfmath.cli import main
+from dfmath.transport import official_schedules
 
 BAD = [
     (["verify", "--data", "missing.npy"], "missing.npy", "does not exist"),
@@ -215,6 +220,90 @@ def test_ot_test_agrees_over_schedules(folder: Path) -> None:
     assert max(c["differs_from_canonical"] for c in checks) < 1e-6
     assert all(c["asymmetry_offdiagonal"]["mean"] < 1e-8 for c in checks if c["data"] == "three on a line")
     assert (folder / "ot.png").exists()
+
+
+def test_ot_test_ends_with_one_where_a_schedule_differs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hundredth of VP's diffusion is missing."""
+    kind = type(official_schedules()["VP"])
+    right = kind._diffusion_squared
+    monkeypatch.setattr(kind, "_diffusion_squared", lambda self, xp, t: 0.99 * right(self, xp, t))
+    monkeypatch.setattr(sys, "argv", ["dfmath", "ot-test", "--starts", "2", "--json"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    differing = {(c["data"], c["schedule"]) for c in checks if c["differs_from_canonical"] > 1e-6}
+    assert differing == {("three points", "VP")} and left.value.code == 1
+
+
+def _table(printed: str) -> list[dict[str, str]]:
+    """Rows of a table in the terminal, by the headings of its columns."""
+    (headings,) = ([c.strip() for c in line.split("┃")[1:-1]] for line in printed.splitlines() if line.startswith("┃"))
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def _shows(cell: str, *values: float | None) -> bool:
+    """Whether the cell's numbers are the values, rounded to the digits that are there; None is no number."""
+    numbers = [Decimal(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?", cell)]
+    wanted = [value for value in values if value is not None]
+    units = [10.0 ** int(number.as_tuple().exponent) for number in numbers]
+    return len(numbers) == len(wanted) and all(
+        abs(float(n) - w) <= 0.5001 * unit for n, w, unit in zip(numbers, wanted, units, strict=True)
+    )
+
+
+def test_the_table_of_theorems_shows_the_numbers_of_its_json(folder: Path) -> None:
+    arguments = ("verify", "--data", "plane.npy", "--only", "1.1,1.2c,1.3,1.5,2.1")
+    rows = _table(_run(folder, *arguments, COLUMNS="300").stdout)
+    theorems = json.loads(_run(folder, *arguments, "--json").stdout)["theorems"]
+    assert [row["no."] for row in rows] == [t["number"] for t in theorems] and len(rows) == 5
+    for row, found in zip(rows, theorems, strict=True):
+        assert (row["theorem"], row["verdict"]) == (found["title"], found["verdict"])
+        assert row["because"] == found["reason"] or re.fullmatch(r"\([a-z]\)", row["because"])
+        assert _shows(row["worst"], found["discrepancy"]) and _shows(row["allowed"], found["threshold"])
+
+
+def test_the_table_of_transport_shows_the_numbers_of_its_json(folder: Path) -> None:
+    arguments = ("ot-test", "--starts", "4")
+    rows = _table(_run(folder, *arguments, COLUMNS="300").stdout)
+    checks = json.loads(_run(folder, *arguments, "--json").stdout)["checks"]
+    assert len(rows) == len(checks) == 10
+    for row, found in zip(rows, checks, strict=True):
+        assert (row["data"], row["schedule"]) == (found["data"], found["schedule"])
+        assert row["transport?"] == ("yes" if found["is_transport"] else "no")
+        for heading, name in (("off-diagonal", "asymmetry_offdiagonal"), ("rotation-invariant", "asymmetry")):
+            assert _shows(row[heading], found[name]["mean"], found[name]["standard_error"]), (row, name)
+        for heading, name in (("min eig.", "min_eigenvalue"), ("gap", "transport_gap")):
+            assert _shows(row[heading], found[name]), (row, name)
+        assert float(row["differs by"]) < 1e-6
+
+
+def test_the_table_of_profiles_shows_the_numbers_of_its_json(folder: Path) -> None:
+    """At levels where no eigenvalue is near 1."""
+    arguments = (
+        "fisher",
+        "--data",
+        "plane.npy",
+        "--rho-max",
+        "0.9",
+        "--rho-min",
+        "0.4",
+        "--levels",
+        "3",
+        "--samples",
+        "8",
+    )
+    rows = _table(_run(folder, *arguments, COLUMNS="300").stdout)
+    wanted = json.loads(_run(folder, *arguments, "--json").stdout)["levels"]
+    assert len(rows) == len(wanted) == 3
+    for row, found in zip(rows, wanted, strict=True):
+        assert _shows(row["rho"], found["rho"])
+        assert _shows(row["rho^2 tr F / d"], found["trace"], found["trace_error"])
+        for heading, k in (("smallest", 0), ("median", 2), ("largest", 4)):
+            assert _shows(row[heading], found["quantiles"][k]), (row, k)
+        assert _shows(row["effective rank of P"].split("(")[0], found["effective_rank"], found["effective_rank_error"])
 
 
 def test_info(folder: Path) -> None:

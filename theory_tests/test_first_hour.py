@@ -1,4 +1,4 @@
-"""`.ci/first_hour` follows a page literally: what is right passes, and whatever differs is named."""
+"""`.ci/first_hour.py` follows a page literally: what is right passes, and whatever differs is named."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def follow(tmp_path, text):
     page = tmp_path / "page.md"
     page.write_text(text)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, ".ci/first_hour", "--here", "--no-notebooks", str(page)]
+    command = [sys.executable, ".ci/first_hour.py", "--here", "--no-notebooks", str(page)]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120, check=False
     )

@@ -201,6 +201,24 @@ def test_figures_take_the_pages_colours_and_leave_its_style_alone() -> None:
     assert named and named <= ids
 
 
+def test_the_same_page_is_the_same_text(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn in between; two figures that are alike have ids of their own."""
+    monkeypatch.setattr(page, "_now", lambda: "now")
+
+    def made() -> str:
+        return page.page("t", "l", [page.figure(_drawing(), "a"), page.figure(_drawing(), "b")])
+
+    first, verified = made(), verification_page(results, ABOUT)
+    page.figure(_drawing(), "in between")
+    assert made() == first and verification_page(results, ABOUT) == verified
+    _need_sound(first)
+    drawings = re.findall(r"<svg.*?</svg>", first, re.DOTALL)
+    assert len(drawings) == 2
+    for drawing in drawings:  # every reference leads to an id of the same figure
+        named = set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawing))
+        assert named and named <= set(re.findall(r'\bid="([^"]+)"', drawing))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -325,6 +343,28 @@ def test_panels_mark_what_is_beyond_zero_and_not_finite() -> None:
     levels = [Level(10.0**-i, *values, "") for i, values in enumerate(found)]
     marks = _marks(plots.discrepancies(levels, (1e-15, 1e-6)))
     assert marks == [("o", 1e-12), ("X", 1e-8), ("v", 1e-15), ("^", 1e-6), ("^", 1e-6)]
+
+
+def test_panels_of_one_kind_share_the_scale_of_their_kind(
+    results: list[Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Powers of ten around what the panels with that scale show, errors apart from shares of what is allowed."""
+    scales: dict[tuple[float, float], list[tuple[Level, ...]]] = {}
+    own = plots.discrepancies
+
+    def noted(levels: Any, limits: Any) -> Any:
+        scales.setdefault(limits, []).append(levels)
+        return own(levels, limits)
+
+    monkeypatch.setattr(plots, "discrepancies", noted)
+    verification_page(results, ABOUT)
+    assert len(scales) == 2
+    for (low, high), drawn in scales.items():
+        shares = {any(level.threshold >= 1.0 for level in levels) for levels in drawn}
+        assert len(shares) == 1
+        every = [v for levels in drawn for x in levels for v in (x.discrepancy, x.threshold)]
+        values = [v for v in every if (1e-3 if shares == {True} else 1e-18) < v < math.inf]
+        assert low < min(values) <= 10 * low * (1 + 1e-9) and high / 10 * (1 - 1e-9) <= max(values) < high
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -485,6 +525,49 @@ def test_arrows_point_along_the_score(look: Look) -> None:
             score = frame.score[i, j]
             length = 0.85 * 200 / 13 * min(frame.rho * np.linalg.norm(score) / 3, 1.0)
             np.testing.assert_allclose(tip - foot, length * score / np.linalg.norm(score), atol=0.11)
+
+
+def test_the_words_of_a_frame_give_its_numbers(look: Look) -> None:
+    """Read back, and computed once more by the quadratic formula and entry by entry."""
+    form = (
+        r"ρ = (\S+)\. F has a negative eigenvalue at (no|\d+)(?: of (\d+))? dots?; the eigenvalues of ρ²F lie between "
+    )
+    form += r"(\S+) and (\S+)\. Asymmetry of .*: (\S+) on average, (\S+) at most\."
+    counts = set()
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        (group,) = Page(drawn).all("g", **{"class": "frame"})
+        match = re.fullmatch(form, group["attributes"]["data-words"])
+        assert match is not None, group["attributes"]["data-words"]
+        rho, bent, dots, *numbers = match.groups()
+        (a, b), (_, d) = np.moveaxis(frame.fisher, 0, 2)
+        root = np.sqrt((a - d) ** 2 / 4 + b**2)
+        low, high = (a + d) / 2 - root, (a + d) / 2 + root
+        jacobian = frame.jacobian
+        sizes = np.sqrt((jacobian**2).sum(axis=(1, 2)))
+        skew = np.abs(jacobian[:, 0, 1] - jacobian[:, 1, 0]) / (np.sqrt(2.0) * sizes)
+        wanted = [frame.rho**2 * low.min(), frame.rho**2 * high.max(), skew.mean(), skew.max()]
+        assert float(rho) == pytest.approx(frame.rho, rel=5e-3) and group["attributes"]["data-rho"] == rho
+        assert [float(number) for number in numbers] == pytest.approx(wanted, rel=0.051, abs=1e-12)
+        assert [float(number) for number in numbers[:2]] == pytest.approx(wanted[:2], rel=5.1e-3)
+        assert (0 if bent == "no" else int(bent)) == (low < 0).sum() and dots in (None, str(len(low)))
+        counts.add((low < 0).sum() / len(low))
+    assert 0.0 in counts and counts - {0.0, 0.5, 1.0}  # so that counting the others would show
+
+
+def test_ticks_stand_where_their_numbers_are(look: Look) -> None:
+    """Back from each mark of the box, whose second axis SVG counts downwards, to z."""
+    for frame, drawn in zip(look.frames, _frames(look), strict=True):
+        half = look.window.half(frame.rho)
+        mark = r'<path d="M(\S+) (\S+?)([vh])\S+"></path>'
+        marks = re.findall(mark + r'<text x="(\S+)" y="(\S+)"[^>]*>([^<]+)</text>', drawn)
+        shown: dict[str, list[float]] = {"v": [], "h": []}
+        for x, y, way, at, below, label in marks:
+            along, sign, middle = (float(x), 1, 0) if way == "v" else (float(y), -1, 1)
+            z = look.window.centre[middle] + sign * along / 100.0 * half
+            assert float(label) == pytest.approx(z, abs=0.051 / 100.0 * half + 1e-5 * abs(z))
+            assert float(at if way == "v" else below) == pytest.approx(along, abs=2.5)  # the label beside its mark
+            shown[way].append(float(label))
+        assert all(len(set(labels)) >= 2 for labels in shown.values())
 
 
 def test_what_is_drawn_of_f_is_f(look: Look) -> None:

@@ -562,8 +562,8 @@ def test_the_published_experiments_run_on_a_saved_pipeline(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pipeline"], "--model belongs to the experiment 'pipeline'"),
-        (["nll", "--model", "x"], "--model belongs to the experiment 'pipeline'"),
+        (["pipeline"], "model belongs to the experiment 'pipeline'"),
+        (["nll", "--model", "x"], "model belongs to the experiment 'pipeline'"),
         (["pipeline", "--model", "nowhere"], "model must be a folder that a diffusers pipeline was saved in"),
     ],
 )

@@ -135,10 +135,36 @@ def test_the_figure_of_ellipses_has_the_posterior_covariance():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/howto/networks.md", "docs/guide/accuracy.md", "docs/scaling.md"])
 def test_links_lead_somewhere(page):
-    path = ROOT / page
-    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text())
-    missing = [link for link in links if not (path.parent / link).exists()]
-    assert missing == []
+    assert broken(ROOT / page) == []
+
+
+def broken(page):
+    """Links of a page of Markdown to files that are not there, or to headings that their files do not have."""
+    found = []
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            found.append(link)
+    return found
+
+
+def anchors(page):
+    """Names that GitHub and this site give to headings, and those that a page gives itself."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    given = re.findall(r"""<\w+ [^>]*\b(?:id|name)=["']([^"']+)""", text)
+    return {*slugs, *given, *re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE)}
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "other.md").write_text("# The `one` heading\n\n```bash\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    right = "## Own\n[a](#own) [b](other.md) [c](other.md#the-one-heading) [d](https://x.org/#y)\n"
+    wrong = ["#none", "missing.md", "missing.md#own", "other.md#own", "other.md#no-heading"]
+    page.write_text(right + " ".join(f"[x]({link})" for link in wrong))
+    assert broken(page) == wrong
 
 
 def test_badges_are_true():
@@ -146,6 +172,24 @@ def test_badges_are_true():
     least = PROJECT["requires-python"].removeprefix(">=")
     assert line == f"{PROJECT['license']} licence · Python {least} or newer · alpha, {PROJECT['version']}"
     assert any("Alpha" in classifier for classifier in PROJECT["classifiers"])
+
+
+def test_extras_are_installed_from_the_clone():
+    """With the constraints, and by their names: a package of that name elsewhere is not this one."""
+    pages = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("notebooks/[0-9]*"),
+        *ROOT.glob("dfmath/**/*.py"),
+    ]
+    pages = [page for page in pages if "_build" not in page.parts]
+    named = []
+    for page in pages:
+        text = page.read_text()
+        assert re.findall(r"pip install[^\n]*\bdfmath\b *\[", text) == [], page
+        named += re.findall(r"pip install -c constraints\.txt -e \\*[\"']\.\[([a-z,]+)\]", text)
+    assert {"gpu", "dask", "azula", "torch", "diffusers"} <= {extra for names in named for extra in names.split(",")}
+    assert {extra for names in named for extra in names.split(",")} <= set(PROJECT["optional-dependencies"])
 
 
 def test_the_two_commands_are_there_as_they_are_run():

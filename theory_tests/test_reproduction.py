@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dfmath.benchmarks import timing
 from dfmath.experiments import dimension, error_bounds, ot_table, published_scheme, results, schedules, spectrum
 from dfmath.experiments.published_scheme import converged, discretised, ways
+from dfmath.experiments.registry import EXPERIMENTS, Experiment
+from dfmath.experiments.report_page import Report
+from dfmath.experiments.run import reproduce
 
-from dfmath import GaussianMixture, PointMasses, bounds, cli_reproduce, ot_check
+from dfmath import GaussianMixture, PointMasses, bounds, ot_check
 from dfmath.cli import main
 from dfmath.transport import asymmetry, asymmetry_offdiagonal, official_points
 
@@ -263,7 +271,8 @@ def small(monkeypatch):
             seed = {"seed": 0 if name == "QUICK" else 1}
             monkeypatch.setattr(module, name, dataclasses.replace(module.QUICK, **less, **seed))
         monkeypatch.setattr(module, "figure", figure)
-    monkeypatch.setattr(cli_reproduce, "NAMES", ("spectrum", "dimension"))
+    for name in set(EXPERIMENTS) - {"spectrum", "dimension"}:
+        monkeypatch.delitem(EXPERIMENTS, name)
 
 
 def run(monkeypatch, *words):
@@ -315,7 +324,6 @@ def test_what_is_there_is_skipped(small, monkeypatch, tmp_path, capsys):
     ("change", "said"),
     [
         ("settings", "spectrum.json was made with other settings"),
-        ("commit", "spectrum.json was made with other commit"),
         ("sources", "spectrum.json was made with other sources"),
         ("versions", "spectrum.json was made with other versions"),
         ("damage", "spectrum.json holds no finished result"),
@@ -336,11 +344,73 @@ def test_what_was_made_otherwise_is_run_again(small, monkeypatch, tmp_path, caps
     elif change == "damage":
         path.write_text(path.read_text()[:200])
     else:
-        machine = told["machine"] | {change: "another" if change == "commit" else {"numpy": "0.1"}}
-        path.write_text(json.dumps(told | {"machine": machine}))
+        path.write_text(json.dumps(told | {"machine": told["machine"] | {"versions": {"numpy": "0.1"}}}))
     assert run(monkeypatch, *words) == 0
     assert said in capsys.readouterr().out and len(calls) == 1
     assert json.loads(path.read_text())["settings"]["quick"] == ("--quick" in words)
+
+
+def test_a_commit_that_leaves_the_sources_alone_runs_nothing_again(small, monkeypatch, tmp_path, capsys):
+    """And the result is told as of its own commit, not of today's."""
+    words = ("spectrum", "--quick", "--output", tmp_path)
+    assert run(monkeypatch, *words) == 0
+    path = tmp_path / "spectrum.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"machine": told["machine"] | {"commit": "0ld1234"}}))
+    monkeypatch.setattr(spectrum, "measure", never)
+    assert run(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert f"made on {told['made']} at commit 0ld1234 with the same settings, sources and versions;" in said
+    reader, _ = read_page(tmp_path)
+    (row,) = (row for row in reader.rows if row.startswith("spectrum "))
+    assert row.split() == ["spectrum", "quick", f"{told['seconds']:.1f}", *told["made"].split(), "0ld1234", "these"]
+    assert any(row.split() == ["commit", "0ld1234"] for row in reader.rows)
+
+
+def test_every_module_and_kernel_is_a_source():
+    """Each once, by git's own list of files."""
+    root = Path(__file__).parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("no repository")
+    folders = {"dfmath": "dfmath", **{part: f"dfmath/{part}" for part in results.PARTS}}
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=root, capture_output=True, text=True, check=True).stdout
+    code = [Path(line) for line in listed.splitlines() if line.endswith((".py", ".cu")) and (root / line).exists()]
+    wanted = {f"{folders[path.parts[0]]}/{path.relative_to(path.parts[0]).as_posix()}" for path in code}
+    assert set(results.package_files()) >= wanted and "dfmath/backends/cuda_kernels.cu" in wanted
+    assert len({path.resolve() for path in results.package_files().values()}) == len(results.package_files())
+
+
+def test_a_wheel_has_the_digest_of_its_checkout(tmp_path):
+    """The files where a wheel puts them, imported by another interpreter."""
+    for name, file in results.package_files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / name)
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from dfmath.experiments import results as r;"
+    script += "print(r.__file__, r.sources())"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == [str(tmp_path / "dfmath/experiments/results.py"), results.sources()]
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        ("nothing", {"a.py": "xy", "k.cu": "z"}),
+        ("a module", {"a.py": "xx", "k.cu": "z"}),
+        ("a kernel", {"a.py": "xy", "k.cu": "y"}),
+        ("a folder", {"b/a.py": "xy", "k.cu": "z"}),
+        ("a boundary", {"a.py": "x", "k.cu": "yz"}),
+        ("a name", {"a.p": "yxy", "k.cu": "z"}),
+    ],
+)
+def test_the_digest_is_of_paths_sizes_and_contents(tmp_path, change, files):
+    def told(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return results.digest({name: tmp_path / name for name in reversed(files)})
+
+    assert (told({"a.py": "xy", "k.cu": "z"}) == told(files)) == (change == "nothing")
 
 
 def test_missing_pictures_are_drawn_again_without_measuring(small, monkeypatch, tmp_path):
@@ -381,20 +451,132 @@ def test_the_default_folder_of_quick_results_is_their_own(small, monkeypatch, tm
     assert (tmp_path / "reproduced-quick" / "report.html").exists() and not (tmp_path / "reproduced").exists()
 
 
+# --- from Python ---
+
+
+def test_python_reproduces_what_the_command_does(small, monkeypatch, tmp_path, capsys):
+    """The same files but for times, tables and sentences only where they are asked for."""
+    told, shown = [], []
+    found = reproduce(["spectrum"], tmp_path / "a", quick=True, say=told.append, show=shown.append)
+    assert capsys.readouterr() == ("", "") and shown == [(tmp_path / "a/spectrum.md").read_text()]
+    assert told[0] == "spectrum: running" and told[-1] == f"report: {tmp_path / 'a/report.html'}" and len(told) == 3
+    assert run(monkeypatch, "spectrum", "--quick", "--json", "--output", tmp_path / "b") == 0
+    ours, theirs = json.loads(capsys.readouterr().out)["spectrum"], found["spectrum"]
+    assert {**results.plain(theirs), "made": 0, "seconds": 0} == {**ours, "made": 0, "seconds": 0}
+    monkeypatch.setattr(spectrum, "measure", never)
+    again = reproduce(["spectrum"], tmp_path / "a", quick=True)
+    assert results.plain(again) == results.plain(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "error", "said"),
+    [
+        (["spectrun"], {}, ValueError, "did you mean 'spectrum'"),
+        ("spectrum", {}, TypeError, "names must be a list of names, got the string 'spectrum'"),
+        (["pipeline"], {}, ValueError, "model belongs to the experiment 'pipeline'"),
+        (["spectrum"], {"model": "x"}, ValueError, "model belongs to the experiment 'pipeline'"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused_before_a_folder_is_made(tmp_path, names, options, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        reproduce(names, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Experiments on networks that are made up, and a clock that only their work turns."""
+    from matplotlib.figure import Figure
+
+    pytest.importorskip("torch")
+    from dfmath.experiments import run as runs
+    from dfmath.experiments import trace_error
+    from dfmath.experiments import truth as truths
+
+    clock, given = [100.0], {}
+
+    def takes(seconds, value):
+        clock[0] += seconds
+        return value
+
+    @dataclasses.dataclass(frozen=True)
+    class Plan:
+        parts: int = 1
+
+    def figure(result):
+        """Nothing."""
+        return Figure(figsize=(1.0, 1.0))
+
+    def measure(plan, truth, *rest):
+        given[len(given)] = (truth, *rest[:-1])
+        return takes(2.0, {"value": 1.5})
+
+    module = types.ModuleType("dfmath.experiments.made_up")
+    module.__dict__.update(QUESTION="What?", FULL=Plan(), QUICK=Plan(), measure=measure, figure=figure)
+    module.tables, module.seen = (lambda result: []), (lambda result: f"It is {result['value']}.")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(truths, "truth", lambda place, quick, advance: takes(40.0, "the truth"))
+    monkeypatch.setattr(trace_error, "heads", lambda truth, advance, forms: takes(7.0, {forms[0]: f"{forms[0]} head"}))
+    for name in set(EXPERIMENTS):
+        monkeypatch.delitem(EXPERIMENTS, name)
+    for name, heads in (("none", ()), ("one", ("paper",)), ("both", ("local-loss", "paper"))):
+        monkeypatch.setitem(EXPERIMENTS, name, Experiment(name, "made_up", heads))
+    return given
+
+
+def test_training_is_counted_where_it_was_needed_first(trained, tmp_path):
+    """40 s of the network and 7 s of each head, by the clock; 2 s of work for each experiment."""
+    found = reproduce(["none", "one", "both"], tmp_path)
+    seconds = {name: (result["training seconds"], result["seconds"]) for name, result in found.items()}
+    assert seconds == {"none": (40.0, 2.0), "one": (7.0, 2.0), "both": (7.0, 2.0)}
+    both = {"local-loss": "local-loss head", "paper": "paper head"}
+    assert list(trained.values()) == [("the truth",), ("the truth", "paper head"), ("the truth", both)]
+    reader, _ = read_page(tmp_path)
+    rows = [row.split(" 20")[0] for row in reader.rows[1:4]]
+    assert rows == [
+        "none full 2.0 and 40.0 of training",
+        *(f"{n} full 2.0 and 7.0 of training" for n in ("one", "both")),
+    ]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_report_tells_the_steps_of_training_and_the_amount(trained, tmp_path, quick):
+    from dfmath.experiments import trace_error, truth
+
+    reproduce(["none", "one"], tmp_path, quick=quick)
+    reader, text = read_page(tmp_path)
+    network, head = truth.training_plan(quick).steps, trace_error.head_plan(quick).steps
+    end = ", which takes seconds: a quick run." if quick else "."
+    assert f"Trained the network for {network} steps{end}It is 1.5." in text
+    assert f"Trained the network for {network} steps and each trace head for {head}{end}It is 1.5." in text
+    assert [row.split()[1] for row in reader.rows[1:3]] == ["quick" if quick else "full"] * 2
+    assert ("Quick results are there to see" in text) == quick
+
+
 class Reader(html.parser.HTMLParser):
     """Headings, cells and whatever a page points to."""
 
     def __init__(self):
         super().__init__()
-        self.pointers, self.ids, self.text, self.cells = [], [], [], []
+        self.pointers, self.ids, self.text, self.rows, self.row = [], [], [], [], None
 
     def handle_starttag(self, tag, attributes):
         told = dict(attributes)
         self.pointers += [value for name, value in told.items() if name in ("src", "href", "xlink:href") and value]
         self.ids += [told["id"]] if "id" in told else []
+        if tag == "tr":
+            self.row = ""
+
+    def handle_endtag(self, tag):
+        if tag == "tr":
+            self.rows.append(self.row)
+            self.row = None
 
     def handle_data(self, data):
         self.text.append(data)
+        if self.row is not None:
+            self.row += f"{data} "
 
 
 def test_the_report_stands_alone_and_says_the_numbers(small, monkeypatch, tmp_path):
@@ -412,6 +594,74 @@ def test_the_report_stands_alone_and_says_the_numbers(small, monkeypatch, tmp_pa
         for table in module.tables(result):
             assert table.title in text
     assert timing.machine()["processor"] in text
+
+
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def stale(folder, name="spectrum", **change):
+    """A result as it is committed, made by other sources, put in a folder."""
+    for suffix in (".json", ".md", ".png"):
+        shutil.copy(COMMITTED / f"{name}{suffix}", folder)
+    told = json.loads((folder / f"{name}.json").read_text())
+    (folder / f"{name}.json").write_text(json.dumps(told | {"sources": "others", **change}))
+    return told
+
+
+def read_page(folder):
+    reader = Reader()
+    reader.feed((folder / "report.html").read_text())
+    return reader, " ".join("".join(reader.text).split())
+
+
+def test_a_result_of_other_sources_is_shown_as_they_wrote_it(small, monkeypatch, tmp_path):
+    """Whatever its form: every cell of the table beside it, and its picture; and it is in no other experiment's way."""
+    told = stale(tmp_path, data={"another": "form"})
+    assert run(monkeypatch, "dimension", "--quick", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert {"spectrum", "dimension"} <= set(reader.ids) and "made by other sources" in text
+    lines = (tmp_path / "spectrum.md").read_text().splitlines()
+    rows = [" ".join(line.replace("|", " ").split()) for line in lines if line.startswith("| ") and "---" not in line]
+    assert len(rows) > 5 and [row for row in rows if row not in " ".join(reader.rows)] == []
+    assert " ".join(lines[0].split()) in text and lines[2].strip("*") in text and told["machine"]["commit"] in text
+    assert base64.b64encode((tmp_path / "spectrum.png").read_bytes()).decode() in "".join(reader.pointers)
+
+
+@pytest.mark.parametrize("gone", [(".png",), (".md", ".png")])
+def test_what_is_not_beside_an_older_result_is_named(tmp_path, gone):
+    stale(tmp_path)
+    for suffix in gone:
+        (tmp_path / f"spectrum{suffix}").unlink()
+    Report(tmp_path).write()
+    reader, text = read_page(tmp_path)
+    assert "spectrum" in reader.ids
+    assert (
+        f"{' and '.join(f'spectrum{suffix}' for suffix in gone)} {'is' if len(gone) == 1 else 'are'} not there" in text
+    )
+
+
+@pytest.mark.parametrize("fault", ["no json", "list", "machine", "settings", "table", "picture", "other form"])
+def test_what_cannot_be_shown_is_left_out_with_a_sentence(small, monkeypatch, tmp_path, fault):
+    path = tmp_path / "spectrum.json"
+    if fault in ("machine", "settings"):
+        stale(tmp_path, **{fault: {}})
+    elif fault == "other form":  # by the same sources, or so it says
+        stale(tmp_path, sources=results.sources(), data=None)
+    else:
+        stale(tmp_path)
+    if fault in ("no json", "list"):
+        path.write_text({"no json": "{", "list": "[]"}[fault])
+    elif fault == "table":
+        (tmp_path / "spectrum.md").write_text("| a | b |\n| --- | --- |\n| 1 |")
+    elif fault == "picture":
+        (tmp_path / "spectrum.png").write_text("no picture")
+    assert run(monkeypatch, "dimension", "--quick", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert "dimension" in reader.ids and "spectrum" not in reader.ids
+    assert "Left out, because they hold no result that can be shown: spectrum.json." in text
+    assert run(monkeypatch, "spectrum", "--quick", "--fresh", "--output", tmp_path) == 0
+    reader, text = read_page(tmp_path)
+    assert "spectrum" in reader.ids and "Left out" not in text
 
 
 def test_null_is_read_as_nan(tmp_path):

@@ -5,9 +5,9 @@ Blocks are taken as they stand on the page: commands are run, apart from the tes
 Python blocks are typed into one interpreter, and where an output stands below a block it must be what was printed, word
 by word, numbers to nine digits. Then notebooks 1 and 2. Anything that differs is named, and ends it with exit code 1.
 
-    .ci/first_hour                 clone what is committed and install it, then follow README.md
-    .ci/first_hour --here          in this folder, with the dfmath that is installed; no commands are run
-    .ci/first_hour --here PAGE     another page
+    .ci/first_hour.py                 clone what is committed and install it, then follow README.md
+    .ci/first_hour.py --here          in this folder, with the dfmath that is installed; no commands are run
+    .ci/first_hour.py --here PAGE     another page
 """
 
 from __future__ import annotations
