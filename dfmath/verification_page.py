@@ -126,8 +126,10 @@ def _source(theorem: Theorem) -> Markup:
 
 
 def _place(theorem: Theorem) -> str:
-    """File and line of the check, such as dfmath/theorems/identities.py:57."""
-    return f"{theorem.check.__module__.replace('.', '/')}.py:{theorem.check.__code__.co_firstlineno}"
+    """File and line of the check, such as dfmath/theorems/identities.py:57; the line alone in a notebook."""
+    line = theorem.check.__code__.co_firstlineno
+    module = theorem.check.__module__
+    return f"line {line}" if module == "__main__" else f"{module.replace('.', '/')}.py:{line}"
 
 
 def _panels(results: Sequence[Result]) -> list[Section]:

@@ -267,6 +267,11 @@ def test_numbers_have_a_form(own: Callable[..., Path], number: str) -> None:
         load(own(number=number))
 
 
+def test_a_check_is_a_function(registry: None) -> None:
+    with pytest.raises(TypeError, match="check must be a function of a Case, got int"):
+        theorem("9.1", "None", "a = b", "a conjecture")(3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ def theorem(
 
     Raises
     ------
-    ValueError
-        If the number is not of this form, another check has it, or the scope is none.
+    TypeError, ValueError
+        If the number is not of this form, another check has it, the scope is none, or what is decorated no function.
 
     Examples
     --------
@@ -116,6 +117,8 @@ def theorem(
     _checks.one_of("scope", scope, get_args(Scope))
 
     def register(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome]:
+        if not inspect.isfunction(check):
+            raise TypeError(f"check must be a function of a Case, got {_checks.describe(check)}")
         known = _REGISTRY.get(number)
         if known is not None and _name(known.check) != _name(check):
             raise ValueError(f"number {number!r} is taken by {known.title!r} of {known.check.__module__}")
