@@ -135,7 +135,7 @@ def _estimate(mean: float | None, error: float | None, digits: int, error_digits
     return f"{shown} ± {error:.{digits if error_digits is None else error_digits}f}"
 
 
-RANKED = "eigenvalues of rho^2 F: means over the draws; effective rank: over ( ) draws, those whose posterior is not one point"
+RANKED = "eigenvalues of rho^2 F: means over draws; effective rank: over the ( ) whose posterior is not one point"
 CANCELLED = 1e-13  # what is left of 1 - P/rho^2 by rounding
 
 
