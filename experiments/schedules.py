@@ -161,7 +161,7 @@ def _sentence(name: str, found: dict[str, Any], loose: str, tight: str) -> str:
     )
     numbers = ", ".join(f"{value:.0e} in the {measure}" for measure, value in worst.items())
     return (
-        f"{name[0].upper()}{name[1:]}: at rtol = {tight} no schedule (of which VE is the canonical integration itself) is "
+        f"{name[0].upper()}{name[1:]}: at rtol = {tight} no schedule (VE is the canonical integration itself) is "
         "off the canonical flow by more than "
         f"{numbers}; end points were off by up to {start:.0e} at rtol = {loose}, and by at most {share:.2f} of what "
         "the integrator estimates."
