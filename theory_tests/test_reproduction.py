@@ -210,7 +210,7 @@ def test_the_curve_keeps_its_digits_at_low_noise():
     wanted = (w * (1.0 - w)).mean() / rho**2
     assert wanted < 1e-16
     found = dimension._level(points, rho, plan, 3, quiet)
-    assert found["mean"] == pytest.approx(wanted, rel=1e-9)
+    assert found["mean"] == pytest.approx(wanted, rel=1e-9, abs=0.0)
 
 
 def test_known_dimensions_vary_between_sets():
