@@ -14,6 +14,7 @@ from dfmath.marginal import Marginal
 from dfmath.priors import Prior
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SEEN = 1e-6  # least share of the noise's variance, or of the data's, in tr P at which it is told from one point
 TOGETHER = 2**22  # numbers of the matrices that are decomposed at a time: each time all points are gone through
 
 
@@ -28,11 +29,16 @@ class LevelProfile:
     trace, trace_error
         Mean of tr(rho^2 F)/d, at most 1, and its standard error; NaN for a single draw.
     quantiles
-        Mean quantiles of the eigenvalues of rho^2 F, from the smallest to the largest; None without the spectrum.
+        Means over the draws of the quantiles of the eigenvalues of rho^2 F, from the smallest to the largest; None
+        without the spectrum.
     effective_rank, effective_rank_error
-        Mean of (tr P)^2/|P|_F^2, how many directions the posterior spreads in, and its standard error. Draws whose P
-        vanishes in floating point, where the posterior is one point, have no such number and are left out; None where
-        all of them do, and without the spectrum.
+        Mean of (tr P)^2/|P|_F^2, how many directions the posterior spreads in, and its standard error. Draws with
+        tr P up to 1e-6 of rho^2 and of the data's variance, one point as good as exactly, whose P is made of weights
+        like 1e-200, are left out; None where all of them are, and without the spectrum.
+    quantile_errors
+        Standard errors of the quantiles; None without the spectrum.
+    ranked
+        Number of draws that the effective rank is the mean of; None without the spectrum.
     """
 
     rho: float
@@ -41,6 +47,8 @@ class LevelProfile:
     quantiles: tuple[float, ...] | None
     effective_rank: float | None
     effective_rank_error: float | None
+    quantile_errors: tuple[float, ...] | None = None
+    ranked: int | None = None
 
 
 def fisher_profile(prior: Prior, rho: float, n: int = 64, seed: int = 0, spectrum: bool = True) -> LevelProfile:
@@ -63,10 +71,17 @@ def fisher_profile(prior: Prior, rho: float, n: int = 64, seed: int = 0, spectru
     if not spectrum:
         return LevelProfile(rho, *_mean(trace), None, None, None)
     rows = _spectra(marginal, x)
-    quantiles = np.mean([np.quantile(1.0 - values / rho**2, QUANTILES) for values in rows], axis=0)
-    ranks = np.array([_effective_rank(values) for values in rows if values.max() > 0.0])
-    rank = _mean(ranks) if ranks.size else (None, None)
-    return LevelProfile(rho, *_mean(trace), tuple(float(q) for q in quantiles), *rank)
+    columns = np.transpose([np.quantile(1.0 - values / rho**2, QUANTILES) for values in rows])
+    quantiles, errors = zip(*(_mean(column) for column in columns), strict=True)
+    least = SEEN * min(rho**2, _variance(prior, seed))
+    ranks = np.array([_effective_rank(values) for values in rows if values.sum() > least])
+    rank, rank_error = _mean(ranks) if ranks.size else (None, None)
+    return LevelProfile(rho, *_mean(trace), quantiles, rank, rank_error, errors, len(ranks))
+
+
+def _variance(prior: Prior, seed: int) -> float:
+    """Trace of the data's covariance, roughly: of some draws."""
+    return float(to_numpy(prior.sample(64, seed)).astype(np.float64).var(axis=0).sum())
 
 
 def _spectra(marginal: Marginal, x: Any) -> Any:

@@ -135,10 +135,15 @@ def _estimate(mean: float | None, error: float | None, digits: int, error_digits
     return f"{shown} ± {error:.{digits if error_digits is None else error_digits}f}"
 
 
+RANKED = "eigenvalues of rho^2 F: means over draws; effective rank: over the ( ) whose posterior is not one point"
+CANCELLED = 1e-13  # what is left of 1 - P/rho^2 by rounding
+
+
 def profile_table(levels: list[LevelProfile], title: str) -> Table:
     """Return the table of Fisher profiles."""
-    table = Table(title=escape(title), title_justify="left")
     with_spectrum = any(level.quantiles is not None for level in levels)
+    caption = RANKED if with_spectrum else None
+    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
     spectrum = ("smallest", "median", "largest", "effective rank of P") if with_spectrum else ()
     for heading in ("rho", "rho^2 tr F / d", *spectrum):
         table.add_column(heading, justify="right")
@@ -150,9 +155,17 @@ def profile_table(levels: list[LevelProfile], title: str) -> Table:
 def _spectrum_cells(level: LevelProfile) -> tuple[str, ...]:
     if level.quantiles is None:
         return ()
-    smallest, median, largest = level.quantiles[0], level.quantiles[2], level.quantiles[-1]
     rank = _estimate(level.effective_rank, level.effective_rank_error, 2)
-    return f"{smallest:.4g}", f"{median:.4f}", f"{largest:.4f}", rank
+    counted = rank if level.ranked is None else f"{rank} ({level.ranked})".strip()
+    return *(below_one(level.quantiles[k]) for k in (0, 2, -1)), counted
+
+
+def below_one(value: float) -> str:
+    """Write an eigenvalue of rho^2 F, at most 1; one that rounds to 1 by its distance from it."""
+    gap = 1.0 - value
+    if gap >= 0.01:
+        return f"{value:.3f}" if gap < 10.0 else f"{value:.4g}"
+    return f"1 - {gap:.1e}" if gap > CANCELLED else "1"
 
 
 def likelihood_table(levels: list[LevelLikelihood], title: str) -> Table:

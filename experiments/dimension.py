@@ -21,9 +21,9 @@ QUESTION = (
     "mmse over the noise's variance [MATH 1.9]. Its limit at low noise is the information dimension of the law that "
     "data come from (Wu and Verdú, MMSE dimension, IEEE Trans. Inf. Theory 57, 2011). Finitely many points have "
     "dimension 0 in that limit: below their distances the curve falls, so its largest value is read. Sets of as many "
-    "points whose law is known show how far that is from the truth, and the maximum-likelihood estimate from "
-    "distances of neighbours (Levina and Bickel, NIPS 2004; averaged as MacKay and Ghahramani, 2005) is computed "
-    "apart from it."
+    "points whose law is known, drawn several times, show how far that is from the truth, and the maximum-likelihood "
+    "estimate from distances of neighbours (Levina and Bickel, NIPS 2004; averaged as MacKay and Ghahramani, 2005) is "
+    "computed apart from it."
 )
 
 
@@ -34,6 +34,7 @@ class Plan:
     levels: int = 25
     draws: int = 512
     known: tuple[int, ...] = (2, 5, 10)
+    sets: int = 6  # of each known dimension
     ambient: int = 64
     points: int = 1797
     patches: int = 20_000
@@ -46,35 +47,60 @@ class Plan:
     @property
     def parts(self) -> int:
         """Of the work."""
-        return (len(self.known) + 2) * (self.levels + 1)
+        return (len(self.known) * self.sets + 2) * (self.levels + 1)
 
 
 FULL = Plan()
-QUICK = Plan(levels=13, draws=128, patches=2_000, side=4)
+QUICK = Plan(levels=13, draws=128, sets=2, patches=2_000, side=4)
 
 
 def measure(plan: Plan, advance: Callable[[str], None]) -> dict[str, Any]:
     """Curves and neighbours' estimates of all sets, and of the synthetic ones the exact curve of their law."""
-    sets: dict[str, tuple[Callable[[], Any], int | None]] = {
-        f"{k} dimensions": (partial(flat, k, plan), k) for k in plan.known
-    }
-    sets["digits"] = (digits, None)
-    sets["patches"] = (lambda: patches(plan.patches, side=plan.side).astype(np.float64), None)
     rhos = np.geomspace(plan.rho_max, plan.rho_min, plan.levels).tolist()
     found = {}
-    for name, (make, law) in sets.items():
-        points = make()
-        rows = [_level(points, rho, plan, partial(advance, f"{name}, rho = {rho:.3g}")) for rho in rhos]
-        exact = {} if law is None else {"exact": {"dimension": law, "curve": [shrinkage(law, rho) for rho in rhos]}}
-        neighbours = levina_bickel(points, *plan.neighbours)
-        advance(f"{name}, neighbours")
-        found[name] = {"shape": list(points.shape), "levels": rows, "neighbours": neighbours, **exact}
+    for k in plan.known:
+        name = f"{k} dimensions"
+        drawn = [_one(name, flat(k, plan, seed), rhos, plan, seed, advance) for seed in _seeds(plan)]
+        exact = {"dimension": k, "curve": [shrinkage(k, rho) for rho in rhos]}
+        found[name] = _over_sets(drawn) | {"exact": exact}
+    for name, points in (("digits", digits()), ("patches", patches(plan.patches, side=plan.side).astype(np.float64))):
+        found[name] = _one(name, points, rhos, plan, plan.seed, advance)
     return {"sets": found}
 
 
-def flat(k: int, plan: Plan) -> Any:
+def _seeds(plan: Plan) -> range:
+    return range(plan.seed, plan.seed + plan.sets)
+
+
+def _one(
+    name: str, points: Any, rhos: list[float], plan: Plan, seed: int, advance: Callable[[str], None]
+) -> dict[str, Any]:
+    """Curve and neighbours' estimate of one set."""
+    rows = [_level(points, rho, plan, seed, partial(advance, f"{name}, rho = {rho:.3g}")) for rho in rhos]
+    neighbours = levina_bickel(points, *plan.neighbours)
+    advance(f"{name}, neighbours")
+    return {"shape": list(points.shape), "sets": 1, "levels": rows, "neighbours": neighbours}
+
+
+def _over_sets(drawn: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over sets with standard errors, in which draws and sets both vary."""
+    levels = []
+    for rows in zip(*(one["levels"] for one in drawn), strict=True):
+        mean, error = _mean(np.array([row["mean"] for row in rows]))
+        levels.append({"rho": rows[0]["rho"], "mean": mean, "error": error})
+    neighbours, error = _mean(np.array([one["neighbours"] for one in drawn]))
+    about = {"shape": drawn[0]["shape"], "sets": len(drawn), "levels": levels}
+    return about | {"neighbours": neighbours, "neighbours error": error}
+
+
+def _mean(values: Any) -> tuple[float, float]:
+    """Mean and standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def flat(k: int, plan: Plan, seed: int) -> Any:
     """Draw points of the standard normal law in a random subspace of k dimensions, (n, d)."""
-    rng = np.random.default_rng(plan.seed)
+    rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((plan.ambient, k)))[0]
     found: Any = rng.standard_normal((plan.points, k)) @ basis.T
     return found
@@ -85,13 +111,13 @@ def shrinkage(k: int, rho: float) -> float:
     return k / (1.0 + rho**2)
 
 
-def _level(points: Any, rho: float, plan: Plan, advance: Callable[[], None]) -> dict[str, float]:
-    """d - rho^2 tr F, averaged over draws from q; with its standard error."""
+def _level(points: Any, rho: float, plan: Plan, seed: int, advance: Callable[[], None]) -> dict[str, float]:
+    """Mean of d - rho^2 tr F over draws from q, and its error: as tr P/rho^2, which loses no digits at low noise."""
     q = PointMasses(points).diffuse(1.0, rho)
-    x = q.sample(plan.draws, plan.seed)
-    values = points.shape[1] - rho**2 * to_numpy(q.fisher(x).trace())
+    x = q.sample(plan.draws, seed)
+    mean, error = _mean(to_numpy(q.fisher(x).posterior_covariance().trace()) / rho**2)
     advance()
-    return {"rho": rho, "mean": float(values.mean()), "error": float(values.std(ddof=1) / np.sqrt(len(values)))}
+    return {"rho": rho, "mean": mean, "error": error}
 
 
 def levina_bickel(points: Any, fewest: int, most: int) -> float:
@@ -119,15 +145,27 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
     """Estimates of all sets, and the curves."""
     low, high = result["settings"]["neighbours"]
     summary = output.Table(
-        f"Dimension: the largest d - rho^2 tr F, and Levina and Bickel's from {low} to {high} neighbours",
-        ("set", "points", "d", "dimension", "largest d - rho^2 tr F", "at rho", "its law's there", "from neighbours"),
+        f"Dimension: the largest d - rho^2 tr F, and Levina and Bickel's from {low} to {high} neighbours; ± standard "
+        "error, over the sets where there are several, of the draws alone where there is one",
+        (
+            "set",
+            "points",
+            "d",
+            "sets",
+            "dimension",
+            "largest d - rho^2 tr F",
+            "at rho",
+            "its law's there",
+            "from neighbours",
+        ),
         [_summary(name, found) for name, found in result["sets"].items()],
     )
     names = list(result["sets"])
     rows = [_curve_row(result, i) for i in range(result["settings"]["levels"])]
     draws = result["settings"]["draws"]
     title = (
-        f"d - rho^2 tr F, means over {draws} draws at each level; for the synthetic sets also that of their law, exact"
+        f"d - rho^2 tr F, means over {draws} draws from each set at each level; for the synthetic sets also that of "
+        "their law, exact"
     )
     return [summary, output.Table(title, ("rho", *(c for name in names for c in _columns(name, result))), rows)]
 
@@ -136,7 +174,10 @@ def _summary(name: str, found: dict[str, Any]) -> tuple[Any, ...]:
     best, exact = _largest(found), found.get("exact")
     known = ("unknown", "") if exact is None else (exact["dimension"], exact["curve"][found["levels"].index(best)])
     value = f"{best['mean']:.2f} ± {best['error']:.2f}"
-    return (name, *found["shape"], known[0], value, best["rho"], known[1], found["neighbours"])
+    neighbours = f"{found['neighbours']:.2f}"
+    if "neighbours error" in found:
+        neighbours += f" ± {found['neighbours error']:.2f}"
+    return (name, *found["shape"], found["sets"], known[0], value, best["rho"], known[1], neighbours)
 
 
 def _columns(name: str, result: dict[str, Any]) -> list[str]:
@@ -165,11 +206,16 @@ def seen(result: dict[str, Any]) -> str:
     ]
     short = [1.0 - found["exact"]["curve"][-1] / found["exact"]["dimension"] for found in known.values()]
     return (
-        f"Of {result['settings']['points']} points of known dimension the largest d - rho^2 tr F is "
+        f"Of sets of {result['settings']['points']} points of known dimension the largest d - rho^2 tr F is "
         f"{', '.join(parts)}, while the exact curves of their laws come within {max(short):.2%} of the dimension at "
         "the lowest noise: what is missing, the number of points is too small for, the more so in more dimensions. Of "
         f"real data: {'; '.join(unknown)}; by what the known sets show, these are lower bounds rather than dimensions."
     )
+
+
+def _label(name: str, found: dict[str, Any]) -> str:
+    several = f"{found['sets']} sets of " if found["sets"] > 1 else ""
+    return f"{name}, {several}{found['shape'][0]} points"
 
 
 COLOURS = {"digits": output.PURPLE, "patches": output.BLACK}
@@ -192,9 +238,7 @@ def figure(result: dict[str, Any]) -> Any:
         axes = known if "exact" in found else real
         rho = [row["rho"] for row in found["levels"]]
         mean, error = (np.array([row[key] for row in found["levels"]]) for key in ("mean", "error"))
-        axes.errorbar(
-            rho, mean, 2.0 * error, color=colour, marker="o", markersize=3, label=f"{name}, {found['shape'][0]} points"
-        )
+        axes.errorbar(rho, mean, 2.0 * error, color=colour, marker="o", markersize=3, label=_label(name, found))
         axes.axhline(found["neighbours"], color=colour, linestyle=":", linewidth=1.2)
         if "exact" in found:
             axes.plot(rho, found["exact"]["curve"], "--", color=colour)

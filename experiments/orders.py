@@ -13,24 +13,6 @@ from dfmath.solvers import noise_levels
 VARIANCES = np.asarray([0.01, 0.1, 0.5, 1.0, 4.0])
 START, END = 1e4, 0.2  # from noise so high that first steps, of lower order, cost nothing
 STEPS = (20, 40, 80, 160, 320)
-COLOURS = [
-    "#1f77b4",
-    "#ff7f0e",
-    "#2ca02c",
-    "#d62728",
-    "#9467bd",
-    "#ffbb78",
-    "#98df8a",
-    "#ff9896",
-    "#8c564b",
-    "#e377c2",
-    "#7f7f7f",
-    "#17becf",
-    "#bcbd22",
-    "#aec7e8",
-    "#c5b0d5",
-    "#c49c94",
-]
 EXACT = 1e-12  # errors below which rounding shows
 
 
@@ -65,11 +47,10 @@ def table(result: dict[str, Any]) -> output.Table:
     return output.Table(title, columns, [(name, *row["errors"], row["order"]) for name, row in result.items()])
 
 
-def draw(axes: Any, result: dict[str, Any], names: list[str]) -> None:
-    """Errors against steps, in the colours that these names have."""
+def draw(axes: Any, result: dict[str, Any], styles: dict[str, dict[str, Any]]) -> None:
+    """Errors against steps, in the styles that these names have."""
     for name, row in result.items():
-        label, colour = f"{name}: {row['order']:.2f}", COLOURS[names.index(name)]
-        axes.loglog(STEPS, row["errors"], color=colour, marker="o", markersize=3, label=label)
+        axes.loglog(STEPS, row["errors"], label=f"{name}: {row['order']:.2f}", **styles[name])
     axes.set_xticks(STEPS, [str(n) for n in STEPS])
     axes.minorticks_off()
     axes.set_xlabel("steps")

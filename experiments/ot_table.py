@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from dfmath.experiments import output, published_scheme
-from dfmath.experiments.published_scheme import PRINTED, SIGNS
+from dfmath.experiments.published_scheme import MISTAKEN, PRINTED, SIGNS
 
 from dfmath import PointMasses
 from dfmath.schedules import Schedule
@@ -23,7 +23,6 @@ QUESTION = (
 )
 FLOOR = 1e-5  # of the off-diagonal index: below this share of A, off-diagonals are integration error
 NAMES = {1: "right", -1: "published"}
-MISTAKEN = "sub-VP, VP's sigma"
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,6 @@ def _discretised(prior: PointMasses, starts: Any, plan: Plan, advance: Callable[
     return rows
 
 
-WHAT = {
-    "VP": "DDIM for x, Euler for A, steps even in VP's time",
-    MISTAKEN: "as VP, with sub-VP's g and VP's sigma, as published: no flow of any schedule",
-    "sub-VP": "the same steps with sub-VP's own sigma",
-    "VE": "the same, steps even in VE's time, which is log rho",
-    "EDM": "the same, steps as EDM spaces them, even in rho^(1/7)",
-    "EDM, even times": "the same, steps even in EDM's time, which is rho: most of them far above the data",
-}
-
-
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """Converged values, what the sign does, and the published discretisation."""
     return [_converged_table(result), _sign_table(result), *(_steps_table(result, name) for name in result["steps"])]
@@ -144,7 +133,8 @@ def _converged_table(result: dict[str, Any]) -> output.Table:
 
 
 def _how(name: str, row: dict[str, Any]) -> str:
-    place = "canonical z and log rho" if name == "canonical" else f"{name}'s own x and time"
+    own = "own x and time, which are the canonical ones: the same run" if name == "VE" else "own x and time"
+    place = "canonical z and log rho" if name == "canonical" else f"{name}'s {own}"
     return f"{row['evaluations']:.0f} evaluations in {place}: {'a' if row['is transport'] else 'no'} transport map"
 
 
@@ -168,9 +158,10 @@ def _sign_table(result: dict[str, Any]) -> output.Table:
 
 
 def _steps_table(result: dict[str, Any], data: str) -> output.Table:
+    ways = published_scheme.ways()
     found, counts = result["steps"][data], [str(n) for n in result["settings"]["steps"]]
     rows = [
-        (name, sign, *(_cell(row[n]["off-diagonal"]) for n in counts), WHAT[name])
+        (name, sign, *(_cell(row[n]["off-diagonal"]) for n in counts), ways[name].what)
         for name, signs in found.items()
         for sign, row in signs.items()
     ]
@@ -194,10 +185,11 @@ def seen(result: dict[str, Any]) -> str:
     value, error = bent["schedules"]["canonical"]["off-diagonal"]
     differs = max(row["differs"] for row in bent["schedules"].values())
     straight = max(row["off-diagonal"][0] for row in line.values())
-    own = [signs for name, signs in found.items() if "VP's" not in name]
+    own = [signs for name, signs in found.items() if name != MISTAKEN]
     return (
         f"The converged off-diagonal asymmetry of the three points is {value:.4f} ± {error:.3f}, no transport map; no "
-        f"start differs between schedules by more than {differs:.0e}, and on a line it is {_zero(straight)}. "
+        f"start differs between schedules (of which VE is the canonical run itself) by more than {differs:.0e}, and on "
+        f"a line it is {_zero(straight)}. "
         f"{_said_of_the_sign(bent, result['converged']['four in space'])} The published discretisation gives "
         f"{_range(own)} on schedules with their own sigma, by its number of steps, and "
         f"{_range([found[MISTAKEN]])} where sub-VP takes VP's. These are not the published digits, whose grid of times "
@@ -268,4 +260,5 @@ def _draw_signs(axes: Any, found: dict[str, Any]) -> None:
         axes.bar(places, values, 0.38, yerr=errors, capsize=3, color=colour, label=f"{sign} sign")
     axes.set_xticks(range(len(found)), [name.replace(" ", "\n", 1) for name in found])
     axes.set(ylabel="mean off-diagonal asymmetry", title="Converged, by sign")
-    axes.legend(fontsize="small")
+    axes.margins(y=0.3)  # room for the legend above the error bars
+    axes.legend(fontsize="small", loc="upper left")

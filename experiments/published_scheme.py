@@ -24,6 +24,7 @@ from dfmath.solvers import Spacing, noise_levels
 
 Sign = Literal[1, -1]  # of (g^2/2) F in the equation of A: 1 is right, -1 is published
 SIGNS: tuple[Sign, ...] = (1, -1)
+MISTAKEN = "sub-VP, VP's sigma"  # the name of what is no flow
 PRINTED = (0.095, 0.31)  # least and largest index that the published script prints, over schedules and steps [MATH 3.5]
 
 
@@ -33,6 +34,7 @@ class Way:
 
     levels: Schedule
     drift: Schedule
+    what: str  # in words
     spacing: Spacing = "time"
 
     def times(self, rho_max: float, rho_min: float, steps: int) -> list[float]:
@@ -45,12 +47,12 @@ def ways() -> dict[str, Way]:
     """The published schedules; sub-VP with its own sigma, too, and EDM on a grid on which few steps are of any use."""
     vp, sub, ve, edm = VP.linear(), SubVP.linear(), VE(sigma_min=0.01, sigma_max=100.0), EDM()
     return {
-        "VP": Way(vp, vp),
-        "sub-VP, VP's sigma": Way(vp, sub),
-        "sub-VP": Way(sub, sub),
-        "VE": Way(ve, ve),
-        "EDM": Way(edm, edm, "edm"),
-        "EDM, even times": Way(edm, edm),
+        "VP": Way(vp, vp, "DDIM for x, Euler for A, steps even in VP's time"),
+        MISTAKEN: Way(vp, sub, "as VP, with sub-VP's g and VP's sigma, as published: no flow of any schedule"),
+        "sub-VP": Way(sub, sub, "the same steps with sub-VP's own sigma"),
+        "VE": Way(ve, ve, "the same, steps even in VE's time, which is log rho"),
+        "EDM": Way(edm, edm, "the same, steps as EDM spaces them, even in rho^(1/7)", "edm"),
+        "EDM, even times": Way(edm, edm, "the same, steps even in EDM's time, rho: most of them far above the data"),
     }
 
 

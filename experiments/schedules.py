@@ -20,7 +20,8 @@ QUESTION = (
     "equation [MATH 2.2], so end points, Jacobians, their asymmetry and log densities between the same two "
     "noise-to-signal ratios are the same under all [MATH 3.3]. Here each schedule is integrated in its own time and "
     "coordinates, and compared with the canonical integration at the tightest tolerance: what differs must be the "
-    "integrator's error, and shrink with it."
+    "integrator's error, and shrink with it. VE in its own time is no evidence of its own: with alpha = 1 and time log "
+    "rho it is the canonical integration itself, step by step."
 )
 MEASURES = ("end point", "Jacobian", "asymmetry", "log density")
 
@@ -160,7 +161,8 @@ def _sentence(name: str, found: dict[str, Any], loose: str, tight: str) -> str:
     )
     numbers = ", ".join(f"{value:.0e} in the {measure}" for measure, value in worst.items())
     return (
-        f"{name[0].upper()}{name[1:]}: at rtol = {tight} no schedule is off the canonical flow by more than "
+        f"{name[0].upper()}{name[1:]}: at rtol = {tight} no schedule (VE is the canonical integration itself) is "
+        "off the canonical flow by more than "
         f"{numbers}; end points were off by up to {start:.0e} at rtol = {loose}, and by at most {share:.2f} of what "
         "the integrator estimates."
     )

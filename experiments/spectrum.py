@@ -12,12 +12,14 @@ from dfmath.experiments import output
 
 from dfmath import PointMasses
 from dfmath.datasets import digits
-from dfmath.profile import QUANTILES, fisher_profile
+from dfmath.profile import QUANTILES, SEEN, fisher_profile
+from dfmath.report import below_one
 
 QUESTION = (
     "How do the eigenvalues of the diffusion Fisher change with the noise on real data? In canonical form they are "
     "those of rho^2 F = I - P/rho^2, at most 1 [MATH 1.2]: 1 where the data say nothing in a direction, and far below "
-    "0 where several data points compete. The effective rank (tr P)^2/|P|_F^2 counts the directions in which they do."
+    "0 where several data points compete. The effective rank (tr P)^2/|P|_F^2 counts the directions in which they do; "
+    f"draws with tr P up to {SEEN:g} of rho^2 and of the data's variance, one point as good as exactly, have none."
 )
 
 
@@ -61,7 +63,7 @@ def measure(plan: Plan, advance: Callable[[str], None]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[output.Table]:
     """One row for each noise level of each data set."""
-    columns = ("rho", "rho^2 tr F/d", *_names(), "effective rank of P")
+    columns = ("rho", "rho^2 tr F/d", *_names(), "effective rank of P", "of draws")
     return [
         output.Table(f"Eigenvalues of rho^2 F, {_about(name, found, result)}", columns, _rows(found["levels"]))
         for name, found in result["data"].items()
@@ -75,15 +77,33 @@ def _names() -> tuple[str, ...]:
 def _about(name: str, found: dict[str, Any], result: dict[str, Any]) -> str:
     n, d = found["shape"]
     what = {"digits": "scikit-learn's digits", "patches": "patches of scikit-learn's two photographs"}[name]
-    return f"{what}, {n} x {d}, means over {result['settings']['draws']} draws at each level"
+    return (
+        f"{what}, {n} x {d}: means over {result['settings']['draws']} draws at each level, of the effective rank over "
+        "those that have one; ± standard error"
+    )
 
 
 def _rows(levels: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(row["rho"], row["trace"], *row["quantiles"], _or_one_point(row["effective_rank"])) for row in levels]
+    return [
+        (row["rho"], _below_one(row["trace"], row["trace_error"]), *_quantiles(row), _rank(row), row["ranked"])
+        for row in levels
+    ]
 
 
-def _or_one_point(rank: float) -> float | str:
-    return rank if np.isfinite(rank) else "one point"
+def _quantiles(row: dict[str, Any]) -> list[str]:
+    return [_below_one(*pair) for pair in zip(row["quantiles"], row["quantile_errors"], strict=True)]
+
+
+def _below_one(value: float, error: float) -> str:
+    shown = below_one(value)
+    return shown if shown == "1" else f"{shown} ± {error:.1g}"
+
+
+def _rank(row: dict[str, Any]) -> str:
+    rank, error = row["effective_rank"], row["effective_rank_error"]
+    if not np.isfinite(rank):
+        return "one point"
+    return f"{rank:.3g} ± {error:.1g}" if np.isfinite(error) else f"{rank:.3g}"
 
 
 def seen(result: dict[str, Any]) -> str:
@@ -96,10 +116,9 @@ def _sentence(name: str, found: dict[str, Any]) -> str:
     lowest = min(rows, key=lambda row: row["quantiles"][0])
     widest = max(rows, key=lambda row: _or_zero(row["effective_rank"]))
     return (
-        f"Of the {name} the smallest eigenvalue of rho^2 F is {lowest['quantiles'][0]:.3g} at rho = "
-        f"{lowest['rho']:.3g}, while half of the eigenvalues there are above {lowest['quantiles'][2]:.3f}; the "
-        f"effective rank of P is largest at rho = {widest['rho']:.3g}, {widest['effective_rank']:.1f} of {dim} "
-        "directions."
+        f"Of the {name} the smallest eigenvalue of rho^2 F is on average {_quantiles(lowest)[0]} at rho = "
+        f"{lowest['rho']:.3g}, where it is lowest, and the median of the eigenvalues there {_quantiles(lowest)[2]}; "
+        f"the effective rank of P is largest at rho = {widest['rho']:.3g}, {_rank(widest)} of {dim} directions."
     )
 
 

@@ -29,8 +29,9 @@ Tensor: TypeAlias = torch.Tensor
 
 QUESTION = (
     "How far are traces of a trained network's Fisher from the truth, by trace heads [MATH 4.1, 4.3], Hutchinson's "
-    "estimator [MATH 4.7] and the exact trace of the network's Jacobian; what do they cost; and do the bounds [MATH "
-    "4.2, 4.3, 4.5] hold with the network's own errors?"
+    "estimator [MATH 4.7] and the exact trace of the network's Jacobian; what do they cost; and how much of the bounds "
+    "[MATH 4.2, 4.3, 4.5] do the errors use up? One network and one head of each form, each trained from one seed: how "
+    "results vary between trainings is not measured. Hutchinson's estimator is dfmath's own."
 )
 WAYS = ("local-loss", "paper", "Hutchinson, 1 probe", "Hutchinson, 8 probes", "exact autodiff")
 
@@ -209,7 +210,8 @@ def tables(result: dict[str, Any]) -> list[output.Table]:
         [(level["rho"], level["trace"], *(level["median"][way] for way in WAYS)) for level in found],
     )
     shares = output.Table(
-        "Largest error over its bound, with d1 and d2 measured at each state",
+        "Largest error over its bound. d1 and d2 are measured at each state, d1 from the very trace that is bounded: "
+        "4.2 and 4.3 are triangle inequalities then, which cannot fail and say nothing of the head",
         ("rho", "4.2 paper", "4.3 local loss", "4.5 DF-EA"),
         [(level["rho"], *(level["bounds"][name] for name in ("4.2", "4.3", "4.5"))) for level in found],
     )
@@ -229,10 +231,9 @@ def seen(result: dict[str, Any]) -> str:
     nearest = ", ".join(f"{way} at {count} of {len(found)} levels" for way, count in wins.items())
     times = ", ".join(f"{cost[way]:.3g} {way}" for way in WAYS)
     shares = [share for level in found for share in level["bounds"].values()]
-    verdict = "all bounds hold" if max(shares) <= 1.0 + 1e-6 else "a bound failed"
     return (
-        f"Nearest to the truth: {nearest}. One trace takes, in evaluations of the network: {times}. With the "
-        f"network's own errors {verdict}, the largest ratio of error to bound being {max(shares):.3g}."
+        f"Nearest to the truth: {nearest}. One trace takes, in evaluations of the network: {times}. The largest ratio "
+        f"of error to bound is {max(shares):.3g}; that of 4.2 and 4.3 is at most 1 by construction."
     )
 
 

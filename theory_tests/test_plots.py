@@ -97,4 +97,19 @@ def test_effective_ranks_leave_out_vanishing_covariances() -> None:
     found = [fisher_profile(prior, rho, 64) for rho in (0.1, 0.02, 0.005)]
     assert all(level.effective_rank is None or level.effective_rank >= 1.0 for level in found)
     last = fisher_profile(prior, 1e-5, 8)
-    assert last.effective_rank is None and last.effective_rank_error is None
+    assert last.effective_rank is None and last.effective_rank_error is None and last.ranked == 0
+
+
+def test_ranks_of_all_but_one_point_are_left_out() -> None:
+    """Two points and draws of both kinds, by hand: P = w (1 - w) is of rank 1 wherever it counts."""
+    rho, prior = 0.2, PointMasses(np.array([[0.0, 0.0], [1.0, 0.0]]))
+    x = prior.diffuse(1.0, rho).sample(64, 0)
+    w = 1.0 / (1.0 + np.exp(np.abs(x[:, 0] - 0.5) / rho**2))
+    spread = w * (1.0 - w) / rho**2
+    found = fisher_profile(prior, rho, 64)
+    assert 0 < (spread > 1e-6).sum() < 64 and found.ranked == (spread > 1e-6).sum()
+    assert found.effective_rank == pytest.approx(1.0, abs=1e-9)
+    smallest = 1.0 - spread
+    wanted = smallest.mean(), smallest.std(ddof=1) / 8.0
+    assert found.quantiles is not None and found.quantile_errors is not None
+    assert (found.quantiles[0], found.quantile_errors[0]) == pytest.approx(wanted, rel=1e-9)
