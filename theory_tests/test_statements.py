@@ -41,6 +41,27 @@ def test_posterior_mean_of_spherical_components():
     assert found.posterior_mean(np.array([[float(x)]]))[0, 0] == pytest.approx(float(bayes), rel=1e-15)
 
 
+def _information(means, variances, weights):
+    """J, the integral of s^2 q, of a mixture in one dimension; 0.01 of its variances is the library's noise."""
+    q = GaussianMixture(means[:, None], variances - 0.01, weights=weights).diffuse(1.0, 0.1)
+    grid = np.linspace(means.min() - 12.0, means.max() + 12.0, 20001)[:, None]
+    return np.trapezoid(q.score(grid)[:, 0] ** 2 * np.exp(q.log_density(grid)), grid[:, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stam_of_two_mixtures(seed):
+    """[MATH 1.9f] by quadrature in one dimension; X + Y is the mixture of all pairs."""
+    rng = np.random.default_rng(seed)
+    x, y = ((3.0 * rng.random(k), rng.uniform(0.05, 1.0, k), rng.dirichlet(np.ones(k))) for k in (2, 3))
+    both = [add(a, b).ravel() for add, a, b in zip((np.add.outer, np.add.outer, np.outer), x, y, strict=True)]
+    gap = 1.0 / _information(*both) - 1.0 / _information(*x) - 1.0 / _information(*y)
+    assert gap > 1e-3
+    one, other, together = (np.array([v]) for v in (0.3, 0.7, 1.0))
+    middle, whole = np.zeros(1), np.ones(1)
+    informations = [_information(middle, v, whole) for v in (one, other, together)]
+    np.testing.assert_allclose(informations, [1 / 0.3, 1 / 0.7, 1.0], rtol=1e-10)
+
+
 def test_the_mean_along_the_flow(prior):
     """[MATH 2.2] dm/drho = -S eps - rho^3 grad tr F, by differences: of m along the flow, of tr F in space."""
     z, rho = prior.diffuse(1.0, 1.0).sample(3, seed=1), 1.0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfmath import bounds
-from dfmath.backends._compat import to_numpy
+from dfmath.backends._compat import array_namespace, to_numpy
 from dfmath.priors import PointMasses
 from dfmath.theorems.case import QUERIES, Case
 from dfmath.theorems.compare import against_derivative, excess, length, relative, sampled, standard_errors
@@ -181,12 +181,16 @@ def outer_product_span(case: Case) -> Outcome:
     size = QUERIES * case.model.prior.count * case.dim if case.model.is_points else QUERIES * case.dim**2
     if size > _DENSE_NUMBERS:
         raise NotApplicable(f"the span's vectors would be {size} numbers; checked up to {_DENSE_NUMBERS}")
-    worst = 0.0
+    worst, factor = 0.0, case.alpha**2 / case.sigma**4
     for form in forms:
         span = case.fisher.span(form)
         # The data form subtracts m m^T from sum w y y^T: it carries the data's offset, and loses what that costs.
-        offset = case.alpha**2 / case.sigma**4 * length(case.mean) ** 2 * length(case.v64) if form == "data" else 0.0
+        carried = 1.0 if form == "data" else 0.0
+        offset = carried * factor * length(case.mean) ** 2 * length(case.v64)
         worst = max(worst, relative(case.host(span.matvec(case.v)), wanted, _fisher_scale(case) + offset))
+        trace = case.host(span.trace())
+        size = case.dim / case.sigma**2 + factor * (case.covariance_trace + carried * length(case.mean) ** 2)
+        worst = max(worst, relative(trace[:, None], case.fisher_trace[:, None], size))
     return Outcome(worst, case.precision, case.promise)
 
 
@@ -222,10 +226,25 @@ def _normal_direction(points: Any) -> Any:
     "bounded support",
 )
 def spectrum_lower(case: Case) -> Outcome:
-    """The smallest eigenvalue, relative to the size of the bound."""
+    """The smallest eigenvalue, relative to the size of the bound, which two points attain."""
     _need_points(case)
     lower, upper = bounds.fisher_spectrum(case.model.diameter, case.alpha, case.sigma)
-    return Outcome(excess(lower, _eigenvalues(case)[:, 0], abs(lower) + upper), case.precision, case.promise)
+    below = excess(lower, _eigenvalues(case)[:, 0], abs(lower) + upper)
+    return Outcome(max(below, _two_points(case)), case.precision, case.promise)
+
+
+def _two_points(case: Case) -> float:
+    """By how much F of two points of equal weight, seen from their middle, misses the lower bound along their line.
+
+    The points are u and -u, half of two far data points' difference: 0 is their middle exactly, in every dtype.
+    """
+    y = case.model.means
+    u = case.model.build((y[[((y - y[0]) ** 2).sum(axis=1).argmax()]] - y[:1]) / 2)
+    pair = PointMasses(array_namespace(u).concat([u, -u])).diffuse(case.alpha, case.sigma)
+    half = case.host(u)
+    lower, upper = bounds.fisher_spectrum(2.0 * float(length(half)[0]), case.alpha, case.sigma)
+    product = case.host(pair.fisher(u * 0.0).matvec(u))
+    return relative(product, lower * half, length(half) * (abs(lower) + upper))
 
 
 @theorem("1.7b", "Spectrum: a ball", r"\mathrm{tr} P \le R^2 - |m|^2", "new", "bounded support")
