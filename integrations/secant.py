@@ -28,8 +28,8 @@ class Secant:
               C_+ = C - \frac{C p\, p^T C}{p^T C p} + \frac{q\, q^T}{p^T q}
 
     with the update of Broyden, Fletcher, Goldfarb and Shanno, and F = (C_+ + rho^2 I)^{-1} obeys 0 <= F <= I/rho^2. No
-    evaluation of the network, and three products with the Gaussian model instead of one. Where p^T q is not positive
-    there is no such C, and the model is left as it is.
+    evaluation of the network, and three products with the Gaussian model instead of one. Where p^T q or
+    p^T C p is not positive this is no covariance, and the model is left as it is.
 
     Attributes
     ----------

@@ -97,7 +97,7 @@ def networks() -> list[Row]:
     return [
         Row(
             f"trace of a trained network, {len(levels)} levels",
-            "Hutchinson, 1 probe",
+            "its own Hutchinson, 1 probe",
             f"**{cost['local-loss'] / cost[one]:.2f}**",
             f"median error {better:.2f} of the other's",
             "trace-error.json",
