@@ -102,7 +102,9 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     sums = unit * (marginal.dim + 2 * math.log2(marginal.components.count + 1) + 16)
     result = float(xp.finfo(dtype).eps) * (largest + covariance)
     off = _vector_error(size, marginal, root, turn, space)
-    moved = (2.0 * xp.sqrt(covariance) + off) * off + turn * (largest if space == "score" else (sigma / alpha) ** 2)
+    moved = (2.0 * xp.sqrt(covariance) + off) * off
+    if size.turned > 0.0:
+        moved = moved + turn * (largest if space == "score" else (sigma / alpha) ** 2)
     spoilt = covariance if size.common else covariance + largest  # one L for all does not depend on weights
     weights = xp.where(spoilt > 0, h, xp.zeros_like(h)) * spoilt
     if size.common:  # no two covariances of vectors within this diameter differ by more than the largest of any

@@ -269,6 +269,18 @@ def test_two_term_roundings(dim):
             assert error <= unit**2 * (two_term_roundings(dim) * square + 2 * root * (2 * root + length))
 
 
+@pytest.mark.parametrize(("alpha", "sigma", "size"), [(1e-100, 1e100, 1.0), (1e10, 1e-60, 1e-60), (1.0, 1e-70, 1e-65)])
+@pytest.mark.filterwarnings("error")
+def test_far_ends_of_the_allowed_range(alpha, sigma, size):
+    """Right, and without a word from NumPy."""
+    rng = np.random.default_rng(0)
+    centres = size * rng.standard_normal((6, 3))
+    x = alpha * centres[:2] + min(sigma, 1.0) * rng.standard_normal((2, 3))
+    problem = Problem(centres, x, rng.standard_normal((2, 3)), alpha, sigma)
+    check_bounds(problem, problem.truth()[0])
+    check(problem, "float64", kinds=KINDS[:2])
+
+
 def crowds(counts, centres, x, v, sigma, shuffle):
     """Centres that stand so many times among the points, and truth from weights instead."""
     points = np.repeat(centres, counts, axis=0)
