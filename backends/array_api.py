@@ -82,15 +82,32 @@ def tile_moments(here: Local, want: frozenset[Want], space: Space, probes: Array
     heaviest = xp.argmax(here.logits, axis=1)[:, None]
     log_mass, low, weights = softmax(here.logits, here.logits_low, heaviest)
     nothing = xp.zeros_like(log_mass)
-    certified = (nothing, nothing, nothing, xp.full_like(log_mass, float(here.logits.shape[1])))
+    exact = xp.full_like(log_mass, float(here.logits.shape[1]))
     if not want:
-        return Moments(log_mass, low, None, None, Second(), Second(), *certified)
+        return Moments(log_mass, low, None, None, Second(), Second(), nothing, nothing, nothing, exact)
     anchor, anchor_low, offsets = here.anchored(space, heaviest)
     shift = xp.matmul(weights[:, None, :], offsets)
-    between = _second_moment(offsets - shift, weights, want, probes)
+    centred = offsets - shift
+    between = _second_moment(centred, weights, want, probes)
     shift = shift + anchor_low
     within = here.within(space, weights, want, probes)
-    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, *certified)
+    rounding = nothing
+    if "trace" in want:
+        rounding = _sum_error(xp.sum(weights[:, :, None] * centred**2, axis=2), centred.shape[2])
+        if not here.common:
+            rounding = rounding + _sum_error(weights, centred.shape[2]) * within.trace
+    return Moments(log_mass, low, anchor[:, 0, :], shift[:, 0, :], within, between, nothing, nothing, rounding, exact)
+
+
+def _sum_error(terms: Array, dim: int) -> Array:
+    """Bound what rounds in sums of n terms beyond (2 d + 20) u of the sum, (B,), from the terms' sizes (B, k).
+
+    Each addition rounds u of the sum S so far, but no more than the term: those below u S/k lose u S together.
+    """
+    xp, unit = array_namespace(terms), 0.5 * float(array_namespace(terms).finfo(terms.dtype).eps)
+    total = xp.sum(terms, axis=1)
+    long = xp.sum(xp.astype(terms * terms.shape[1] > unit * total[:, None], terms.dtype), axis=1) - (dim + 20.0)
+    return unit * total * xp.where(long > 0, long, xp.zeros_like(long))
 
 
 def softmax(logits: Array, logits_low: Array | None, heaviest: Array) -> tuple[Array, Array, Array]:

@@ -34,6 +34,10 @@ class Local(Protocol):
     logits: Array  # (b, k) log pi_k N(x; alpha mu_k, S_k)
     logits_low: Array | None  # (b, k) their second terms, where plain rounding would show (see `double`)
 
+    @property
+    def common(self) -> bool:
+        """Whether one multiple of the identity is the covariance of all."""
+
     def vectors(self, space: Space) -> Array:
         """The vectors u_k of the space, (b, k, d)."""
 

@@ -43,10 +43,8 @@ def _logits(ask: Ask, points: Array, listed: Array) -> tuple[Array, Array]:
     square, square_low = cuda_passes.squared_distances(queries, alpha, points, listed)
     half, half_low = double.scale(square, square_low, (-0.5 / ask.spread)[:, None])
     logs = ask.index.log_weights[xp.where(listed >= 0, listed, xp.zeros_like(listed))]
-    constant = logs - 0.5 * ask.components.dim * (xp.log(ask.spread) + LOG_2PI)[:, None]
-    weightless = (listed < 0) | (logs == -math.inf)
-    high, error = double.two_sum(xp.where(weightless, xp.zeros_like(constant), constant), half)
-    return xp.where(weightless, xp.full_like(high, -math.inf), high), error + half_low
+    constant = 0.5 * ask.components.dim * (xp.log(ask.spread) + LOG_2PI)[:, None]
+    return double.logit(xp.where(listed >= 0, logs, xp.full_like(logs, -math.inf)), constant, half, half_low)
 
 
 def _anchor(ask: Ask, points: Array, chosen: Array) -> tuple[Array, Array]:

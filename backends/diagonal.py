@@ -50,8 +50,8 @@ class LocalDiagonal(Departing):
         copies = components.dim // self.spread.shape[2]
         log_det = copies * xp.sum(xp.log(self.spread), axis=2)
         square = xp.sum(self.residual**2 / self.spread, axis=2)
-        constant = components.log_weights - 0.5 * (log_det + components.dim * LOG_2PI)
-        self.logits, self.logits_low = constant - 0.5 * square, None
+        constant = 0.5 * (log_det + components.dim * LOG_2PI)
+        self.logits, self.logits_low = components.log_weights - constant - 0.5 * square, None
         if components.common and self._needs_two_terms(x, square):
             self.residual, residual_low = double.residual(x, alpha, components.centres)
             self.logits, self.logits_low = self._two_term_logits(residual_low, constant)
@@ -64,14 +64,13 @@ class LocalDiagonal(Departing):
         return bool(xp.any(plain_logit_error(nearest, reach, eps, self.c.dim) > LIMIT))
 
     def _two_term_logits(self, residual_low: Array, constant: Array) -> tuple[Array, Array]:
-        """With one S for all components its own rounding scales every logit alike, and so does no harm."""
+        """With one S for all components its own rounding scales every logit alike, and so does no harm.
+
+        Nor does that of the constant, subtracted from every log weight alike.
+        """
         square, low = double.squared_norm(self.residual, residual_low)
         half, half_low = double.scale(square, low, -0.5 / self.spread[:, :, 0])
-        # A component of zero weight has the logit -inf, and two-term sums are for finite numbers.
-        xp = array_namespace(half)
-        weightless = constant == -xp.inf
-        high, error = double.two_sum(xp.where(weightless, xp.zeros_like(constant), constant), half)
-        return xp.where(weightless, constant, high), error + half_low
+        return double.logit(self.c.log_weights, constant, half, half_low)
 
     def _departures(self, space: Space) -> Array:
         return self._slope(space, self.c.variances, self.spread) * self.residual
@@ -111,7 +110,11 @@ class LocalDiagonal(Departing):
 
     def within(self, space: Space, weights: Array, want: frozenset[Want], probes: Array | None) -> Second:
         xp = array_namespace(weights)
-        average = xp.sum(weights[:, :, None] * self._eigenvalues(space), axis=1)  # (b, d | 1)
+        values, shape = self._eigenvalues(space), (weights.shape[0], 1)
+        if self.common:  # weights sum to 1 but for rounding
+            average = xp.broadcast_to(values[:, 0, :], shape)
+        else:
+            average = xp.sum(weights[:, :, None] * values, axis=1)  # (b, d | 1)
         diagonal = average * xp.ones((1, self.c.dim), dtype=weights.dtype, device=weights.device)
         return Second(
             trace=xp.sum(diagonal, axis=1) if "trace" in want else None,

@@ -85,3 +85,13 @@ def scale(high: Array, low: Array, factor: Array) -> tuple[Array, Array]:
     """Return a two-term number times a plain one."""
     product, error = two_product(high, factor)
     return two_sum(product, error + low * factor)
+
+
+def logit(log_weights: Array, constant: Array, half: Array, half_low: Array) -> tuple[Array, Array]:
+    """Return log weight - constant + half in two terms; -inf where the log weight is, which sums are not made for."""
+    xp = array_namespace(half)
+    log_weights = xp.broadcast_to(log_weights, half.shape)
+    weightless = log_weights == -xp.inf
+    start, start_low = two_sum(xp.where(weightless, xp.zeros_like(half), log_weights), -constant)
+    high, error = two_sum(start, half)
+    return xp.where(weightless, log_weights, high), half_low + (error + start_low)

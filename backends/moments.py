@@ -65,7 +65,8 @@ class Moments:
         (B,) certified bound on the error of the logits where any form may come from matrix products [MATH 4.9], 0 where
         all come from differences.
     sum_error
-        (B,) certified bound on what rounding in matrix products did to `between`, in the spectral norm; 0 likewise.
+        (B,) certified bound, in the spectral norm, on what rounding in matrix products, or in long sums beside a
+        wanted trace, did to `between` and `within`; 0 where sums are short or by halves.
     exact
         (B,) how many components were taken up from differences: none where these forms come from products.
     """
@@ -165,16 +166,30 @@ def merge(a: Moments, b: Moments, want: frozenset[Want], probes: Array | None = 
     """
     log_mass, low, share_a, share_b = _add_masses(a, b)
     omitted = share_a * a.omitted + share_b * b.omitted
-    logit_error = array_namespace(log_mass).maximum(a.logit_error, b.logit_error)
-    rounding = (logit_error, share_a * a.sum_error + share_b * b.sum_error, a.exact + b.exact)
+    logit_error, exact = array_namespace(log_mass).maximum(a.logit_error, b.logit_error), a.exact + b.exact
+    sum_error = share_a * a.sum_error + share_b * b.sum_error
     if a.anchor is None or b.anchor is None:
-        return Moments(log_mass, low, None, None, a.within, a.between, omitted, *rounding)
+        return Moments(log_mass, low, None, None, a.within, a.between, omitted, logit_error, sum_error, exact)
     anchor, shift_a, shift_b = _common_anchor(a, b)
     shift = share_a[:, None] * shift_a + share_b[:, None] * shift_b
     spread = outer_product_forms(shift_b - shift_a, want, probes)
     within = combine([(share_a, a.within), (share_b, b.within)])
     between = combine([(share_a, a.between), (share_b, b.between), (share_a * share_b, spread)])
-    return Moments(log_mass, low, anchor, shift, within, between, omitted, *rounding)
+    if "trace" in want:
+        size = within.trace / anchor.shape[1] + between.trace
+        sum_error = sum_error + _merge_error(size, share_a, share_b)
+    return Moments(log_mass, low, anchor, shift, within, between, omitted, logit_error, sum_error, exact)
+
+
+def _merge_error(size: Array, share_a: Array, share_b: Array) -> Array:
+    """Bound what merging rounds: shares, their products and sums; a share of 1 scales nothing, one of 0 adds nothing.
+
+    E[G] counts as its mean eigenvalue, all there is for one common variance; elsewhere bounds on logits are far larger.
+    """
+    xp, unit = array_namespace(size), 0.5 * float(array_namespace(size).finfo(size.dtype).eps)
+    lesser = xp.minimum(share_a, share_b)
+    steps = xp.where(lesser > unit, xp.full_like(size, 8.0), xp.ones_like(size))
+    return unit * size * xp.where(lesser > 0, steps, xp.zeros_like(size))
 
 
 def _add_masses(a: Moments, b: Moments) -> tuple[Array, Array, Array, Array]:
@@ -188,10 +203,11 @@ def _add_masses(a: Moments, b: Moments) -> tuple[Array, Array, Array, Array]:
     top, top_low = xp.where(ahead, mass_b, mass_a), xp.where(ahead, b.log_mass_low, a.log_mass_low)
     light = xp.exp(-xp.abs(excess))
     high, error = two_sum(top, xp.log1p(light))
+    high, low = two_sum(high, error + top_low)
     heavy_share, light_share = 1.0 / (1.0 + light), light / (1.0 + light)
     share_a = xp.where(empty, nothing, xp.where(ahead, light_share, heavy_share))
     share_b = xp.where(empty, nothing, xp.where(ahead, heavy_share, light_share))
-    return xp.where(empty, a.log_mass, high), error + top_low, share_a, share_b
+    return xp.where(empty, a.log_mass, high), low, share_a, share_b
 
 
 def _common_anchor(a: Moments, b: Moments) -> tuple[Array, Array, Array]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from dfmath.backends.precision import BLOCK
 from numba import njit, prange
 from numba.extending import overload
 
@@ -58,13 +59,17 @@ def squared_distance(x, alpha, y, limit):  # type: ignore[no-untyped-def]
 
 @exactly
 def two_term_squared_distance(x, alpha, y):  # type: ignore[no-untyped-def]
-    """|x - alpha y|^2 in two terms."""
-    high, low = 0.0, 0.0
-    for j in range(x.shape[0]):
-        r, r_low = residual(x[j], alpha, np.float64(y[j]))
-        square, square_low = two_product(r, r)
-        high, error = two_sum(high, square)
-        low += error + square_low + 2.0 * r * r_low
+    """|x - alpha y|^2 in two terms, a block of coordinates at a time; see `precision.two_term_roundings`."""
+    dim, high, low = x.shape[0], 0.0, 0.0
+    for first in range(0, dim, BLOCK):
+        part, part_low = 0.0, 0.0
+        for j in range(first, min(first + BLOCK, dim)):
+            r, r_low = residual(x[j], alpha, np.float64(y[j]))
+            square, square_low = two_product(r, r)
+            part, error = two_sum(part, square)
+            part_low += error + square_low + 2.0 * r * r_low
+        high, error = two_sum(high, part)
+        low += error + part_low
     return high, low
 
 

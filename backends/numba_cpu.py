@@ -150,7 +150,8 @@ def _among_all(ask: Request) -> Moments:
     # Other forms of the same queries may be right by products: certificates hold for those, too.
     certificates = np.zeros((2, len(ask.queries)))
     certificates[:, easy[possible]] = found.logit_error[possible], found.sum_error[possible]
-    return replace(together, logit_error=certificates[0], sum_error=certificates[1])
+    bounds = np.maximum(certificates, [together.logit_error, together.sum_error])
+    return replace(together, logit_error=bounds[0], sum_error=bounds[1])
 
 
 def _otherwise(ask: Request) -> Moments:
@@ -274,6 +275,7 @@ def _state(ask: Request) -> State:
         omitted=np.zeros(count),
         kept=np.zeros(count),
         within=np.zeros(count),
+        rounding=np.zeros(count),
         anchor=np.zeros((count, dim)),
         shift=np.zeros((count, dim)),
         trace=np.zeros((count, int("trace" in want))),
@@ -285,7 +287,7 @@ def _state(ask: Request) -> State:
 
 def _moments(state: State, ask: Request) -> Moments:
     mass, none = (state.log_mass, state.log_mass_low), np.zeros_like(state.omitted)
-    certified = (state.omitted, none, none, state.kept)
+    certified = (state.omitted, none, state.rounding, state.kept)
     if not ask.want:
         return Moments(*mass, None, None, Second(), Second(), *certified)
     between = Second(

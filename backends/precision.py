@@ -12,6 +12,8 @@ MATTERS = 100.0  # components farther than the nearest by this, in |r|^2/S, weig
 LIMIT = 1e-11  # a logit error above this is worth more careful arithmetic: float64 results are to be right to 1e-10
 SLACK = 32.0  # coarser results may have errors of so many times their precision: float32 ones are to be right to 1e-5
 
+BLOCK = 32  # coordinates whose squares are summed in two terms before they are added to the others
+
 ROUND_32, ROUND_64 = 2.0**-24, 2.0**-53
 
 
@@ -40,3 +42,16 @@ def plain_logit_error(nearest: Array, reach: Array, eps: float, dim: int) -> Arr
     square = nearest + MATTERS
     root = xp.sqrt(square)
     return eps * (root * (2.0 * reach + root) + square * (0.25 * math.sqrt(dim) + 4.0))
+
+
+def two_term_roundings(dim: int) -> float:
+    """Bound the error of -|r|^2/(2 S) from r in two terms, in units of u^2 |r|^2/(2 S), however a backend sums.
+
+    First terms are added exactly; what each addition leaves, at most u of the sum so far, is added to the second term,
+    which is rounded then: u times its size. In a block of b squares the second term grows to u (b + 3) of their sum, so
+    rounding it each time costs b^2/2 + 5.5 b + 7, with what squaring leaves out; over n blocks n^2/2 + n (b + 4.5) + b
+    + 3; multiplying by -1/(2 S) and joining with the constant 2 (n + b + 5) + 4. Sums by halving take about log2(d)^2
+    in all, which is less, and sums whose two terms are made disjoint after each step 5 d/128 + 35.
+    """
+    b, n = min(dim, BLOCK), -(-dim // BLOCK)
+    return 0.5 * b**2 + 8.5 * b + 0.5 * n**2 + n * (b + 6.5) + 24.0

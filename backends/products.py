@@ -292,7 +292,8 @@ class Products:
     def _second_error(self, logit: Any, unit: float, variance: Any, square: Any, lost: Any) -> Any:
         """Relative errors of the forms of F or P: of its value along each probe, its trace, or any entry."""
         dim, found = self.p.shape[1], np.zeros_like(variance)
-        scale = self.spread / self.alpha**2  # of I/S, in the units of Cov
+        with np.errstate(over="ignore"):  # infinitely far above Cov
+            scale = self.spread / self.alpha**2  # of I/S, in the units of Cov
         whole = logit * variance + 2.0 * unit * square + lost
         size = np.abs(dim * scale - variance) if self._score() else variance
         if "trace" in self.want:

@@ -1,9 +1,10 @@
 """One tile of spherical components, swept by a block of queries: choose, weigh, and fold into the running moments.
 
 Bounds from a product leave few components to choose where noise is low; without them all are looked at. Logits come
-from differences, in two terms where an a-priori estimate says that rounding could show. Vectors are centred at the
-tile's heaviest component a: with weights w of sum 1, sum w u^2 = Var + (E u)^2 and (E u)^2 <= Var (1 - w_a)/w_a, so
-the one-pass form loses at most a factor 1/w_a, the number of components in a tile.
+from differences, in two terms where an a-priori estimate says that rounding could show. Vectors are centred at their
+mean where they are few enough to be held together, else at the tile's heaviest component a: with weights w of sum 1,
+sum w u^2 = Var + (E u)^2 and (E u)^2 <= Var (1 - w_a)/w_a, so the one-pass form loses at most a factor 1/w_a, the
+number of components in a tile. What was lost, and what sums of many terms round, is counted: see `_note_rounding`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dfmath.backends.precision import MATTERS
 from numba import njit, prange
 
 DEPTH = 746.0  # exp(-746) is zero: a component this far (in log) below another carries no weight at all
+EPS = 2.0**-52
 LOGIT_ERROR = 1e-14  # more than any relative error of a plain logit
 
 
@@ -40,6 +42,7 @@ class State(NamedTuple):
     omitted: Any  # (B,)
     kept: Any  # (B,) components taken up from differences
     within: Any  # (B,)
+    rounding: Any  # (B,) bound on what sums over components rounded, where traces are wanted
     anchor: Any  # (B, d)
     shift: Any  # (B, d)
     trace: Any  # (B, 0 | 1)
@@ -199,7 +202,7 @@ def _plain_error(problem, tile, b, logit, n):  # type: ignore[no-untyped-def]
     spread = problem.alpha[b] * problem.alpha[b] * tile.variances[0] + problem.sigma[b] * problem.sigma[b]
     square = 2.0 * (tile.log_weights[n] - logit) - dim * (math.log(spread) + LOG_2PI) + MATTERS
     root, reach = math.sqrt(max(square, MATTERS)), math.sqrt(dot(x, x) / spread)
-    return 2.2e-16 * (root * (2.0 * reach + root) + root * root * (0.25 * math.sqrt(dim) + 4.0))
+    return EPS * (root * (2.0 * reach + root) + root * root * (0.25 * math.sqrt(dim) + 4.0))
 
 
 @exactly
@@ -215,8 +218,9 @@ def _refine_logits(problem, tile, b, chosen, kept, best, logits, lows):  # type:
             square, low = two_term_squared_distance(problem.queries[b], alpha, tile.points[n])
             half, half_low = two_product(square, -0.5 / spread)
             half, half_low = two_sum(half, half_low - 0.5 / spread * low)
-            logits[i], error = two_sum(tile.log_weights[n] - half_constant, half)
-            lows[i] = half_low + error
+            constant, constant_low = two_sum(tile.log_weights[n], -half_constant)
+            logits[i], error = two_sum(constant, half)
+            lows[i] = half_low + (error + constant_low)
     for i in range(kept):
         if logits[i] > logits[best] or (logits[i] == logits[best] and lows[i] > lows[best]):
             best = i
@@ -235,24 +239,46 @@ def _fold(problem, tile, state, b, chosen, kept, best, logits, lows, rows, weigh
     share, rest = _merge_mass(state.log_mass, state.log_mass_low, b, top, lows[best], mass)
     if problem.vectors:
         _scale_forms(state, b, rest)
+        old = state.trace[b].sum()
         spread = _add_vectors(problem, tile, state, b, chosen, kept, best, logits, mass, share, rows, weights, mean)
-        state.within[b] = rest * state.within[b] + share * spread
-        if tile.variances.shape[0] == 1:
-            _add_outer(problem, state, b, mean, -share)
+        wide = tile.variances.shape[0] > 1
+        state.within[b] = rest * state.within[b] + share * spread if wide else spread
+        apart = 0.0 if wide or kept <= rows.shape[0] else share
+        if apart > 0.0:
+            _add_outer(problem, state, b, mean, -apart)
+        _note_rounding(state, b, kept, old, share * spread if wide else 0.0, apart * dot(mean, mean), rest)
         _merge_mean(problem, tile, state, b, chosen[best], share, rest, mean)
         _add_outer(problem, state, b, mean, share * rest)
 
 
 @exactly
+def _note_rounding(state, b, kept, old, spread, apart, rest):  # type: ignore[no-untyped-def]
+    """Add to the bound on what rounded in a tile's sums, beyond the (2 d + 20) u tr Cov that any such sum may lose.
+
+    Sums of n terms lose at most n u times the sum of their sizes: of w |c|^2 for the forms, about the mean, and of w g.
+    About another vector these are Cov + |m|^2, with `apart` the tile's |m|^2, m itself is off by n u of its terms, and
+    both |m|^2 that cancel lose as much as a form does. Merging rounds shares, means and sums: 8 u of what there is.
+    """
+    if state.trace.shape[1] == 0:
+        return
+    dim, own = state.anchor.shape[1], max(state.trace[b, 0] - old, 0.0)
+    found = (kept - dim - 20) * (own + spread) + (2 * dim + 3 * kept + 20) * apart
+    steps = 0.0 if rest == 0.0 else 8.0 if min(rest, 1.0 - rest) > EPS else 1.0  # nothing is scaled by a share of 1
+    merged = steps * (old + own + state.within[b])
+    state.rounding[b] = rest * state.rounding[b] + 0.5 * EPS * (max(found, 0.0) + merged)
+
+
+@exactly
 def _exponentiate(problem, state, b, logits, lows, kept, best, floor):  # type: ignore[no-untyped-def]
     """Turn logits into weights relative to the largest, zero below the floor; returns their sum."""
-    mass, top, top_low, below = 0.0, logits[best], lows[best], 0
+    mass, low, top, top_low, below = 0.0, 0.0, logits[best], lows[best], 0
     for i in range(kept):
         below += logits[i] < floor
         logits[i] = math.exp((logits[i] - top) + (lows[i] - top_low)) if logits[i] >= floor else 0.0
-        mass += logits[i]
+        mass, error = two_sum(mass, logits[i])  # weights of thousands of equal components are to sum to 1
+        low += error
     state.omitted[b] += below * math.exp(-problem.cut[b])
-    return mass
+    return mass + low
 
 
 @exactly
@@ -268,7 +294,7 @@ def _merge_mass(log_mass, log_mass_low, b, top, top_low, mass):  # type: ignore[
     if excess > 0:
         log_mass[b], log_mass_low[b] = tile, tile_low
     log_mass[b], error = two_sum(log_mass[b], math.log1p(light))
-    log_mass_low[b] += error
+    log_mass[b], log_mass_low[b] = two_sum(log_mass[b], log_mass_low[b] + error)
     heavy, light = 1.0 / (1.0 + light), light / (1.0 + light)
     return (heavy, light) if excess > 0 else (light, heavy)
 
@@ -291,8 +317,8 @@ def _coefficients(variance, alpha, sigma, score):  # type: ignore[no-untyped-def
 def _add_vectors(problem, tile, state, b, chosen, kept, best, logits, mass, share, rows, weights, mean):  # type: ignore[no-untyped-def]
     """Add sum_k w_k c_k c_k^T to the forms, a bufferful of vectors at a time.
 
-    c_k is u_k - u_a for one common variance, and u_k - E[u] where variances differ: there the matrices E[G] that
-    Cov[u] is subtracted from may cancel it. `mean` becomes E[u] - u_a; returns E[g].
+    c_k is u_k - E[u], but u_k - u_a for one common variance and more vectors than a buffer holds; where variances
+    differ the matrices E[G] that Cov[u] is subtracted from may cancel it. `mean` becomes E[u] - u_a; returns E[g].
     """
     a, held, spread, wide = chosen[best], 0, 0.0, tile.variances.shape[0] > 1
     mean[:] = 0.0
@@ -305,11 +331,15 @@ def _add_vectors(problem, tile, state, b, chosen, kept, best, logits, mass, shar
     for i in range(kept):
         w, n = logits[i] / mass, chosen[i]
         if w > 0.0:
-            spread += w * _offset(problem, tile, b, n, a, rows[held])
+            g = _offset(problem, tile, b, n, a, rows[held])
+            spread = spread + w * g if wide else g
             _add_multiple(rows[held] if wide else mean, -1.0 if wide else w, mean if wide else rows[held])
             weights[held] = share * w
             held += 1
         if held == rows.shape[0] or (i == kept - 1 and held > 0):
+            if not wide and kept <= rows.shape[0]:
+                for h in range(held):
+                    _add_multiple(rows[h], -1.0, mean)
             _add_rows(problem, state, b, rows, weights, held)
             held = 0
     return spread

@@ -64,6 +64,10 @@ class Departing(ABC):
 
     c: Any
 
+    @property
+    def common(self) -> bool:
+        return bool(self.c.common)
+
     @abstractmethod
     def _departures(self, space: Space) -> Array:
         """Return u_k less mu_k in posterior space, u_k in score space; (b, k, d)."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from numbers import Integral, Number, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from dfmath.backends._compat import (
     is_torch_array,
     to_numpy,
 )
+
+if TYPE_CHECKING:
+    from dfmath.backends.components import Components
 
 _CHUNK = 2**22  # elements looked at together when searching for a non-finite row
 
@@ -246,6 +249,66 @@ def _check_noise_range(name: str, array: Array, zero_allowed: bool, least: float
             f"{name} must be {floor}, finite and its square representable, from {low:.0e} to {high:.0e}, "
             f"got {values[row]:g}{where}"
         )
+
+
+def joint_range(alpha: Array, sigma: Array, components: Components, low: float, high: float) -> None:
+    """Raise unless what the data become, alpha y, and the slope alpha/S of scores over data are in range together.
+
+    Variances of components are from `low` to `high`. Data have a pass over them only where alpha is far above 1: below,
+    alpha y is in range with y.
+    """
+    a, s = to_numpy(alpha), to_numpy(sigma)
+    if 0 in (a.size, s.size):
+        return
+    double = a.dtype.itemsize == 8
+    largest, steepest = (1e70, 1e150) if double else (1e8, 1e18)
+    if float(a.max()) > 100.0:
+        size = max(components.each(_largest_coordinate))
+        if not float(a.max()) * max(size, math.sqrt(high)) <= 100.0 * largest:
+            raise ValueError(
+                f"alpha times the data must be at most {100.0 * largest:.0e} in size, so that squares are "
+                f"representable, got alpha {float(a.max()):g} and data of size {max(size, math.sqrt(high)):g}"
+            )
+    with np.errstate(over="ignore", divide="ignore"):
+        steep = float(np.max(a / (a**2 * low + s**2)))
+    if not steep <= steepest:
+        raise ValueError(
+            f"alpha/(alpha^2 c + sigma^2), for components of variance c, must be at most {steepest:.0e}, so that its "
+            f"square is representable, got {steep:g}; scale alpha and sigma together"
+        )
+
+
+def _largest_coordinate(part: Components) -> float:
+    xp = array_namespace(part.centres)
+    return float(to_numpy(xp.max(xp.abs(part.centres))))
+
+
+def fits_dtype(name: str, spread: Array, dtype: Any) -> None:
+    """Raise unless 1/S, (B,), can be told from zero and infinity in the dtype of the results."""
+    values, info = to_numpy(spread), array_namespace(spread).finfo(dtype)
+    least, most = 1.0 / float(info.max), 1.0 / float(info.smallest_normal)
+    good = (values >= least) & (values <= most)
+    if not good.all():
+        row = int(good.argmin())
+        raise ValueError(
+            f"{name} has dtype {dtype}, whose results cannot hold 1/(alpha^2 c + sigma^2) = 1/{values[row]:.3g}, "
+            f"with c the variance of a component; give data and queries in float64"
+        )
+
+
+def narrowed(values: Array, dtype: Any) -> Array:
+    """Return results in the caller's dtype, or say that they are too large for it."""
+    xp = array_namespace(values)
+    if values.dtype == dtype or not is_numpy_array(values):
+        return xp.astype(values, dtype, copy=False)
+    try:
+        with np.errstate(over="raise"):
+            return xp.astype(values, dtype)
+    except FloatingPointError:
+        raise ValueError(
+            f"results must be representable in the queries' dtype {dtype}, got numbers up to "
+            f"{float(np.max(np.abs(values[np.isfinite(values)]))):.3g}; give data and queries in float64"
+        ) from None
 
 
 def fraction(name: str, value: Any, least: float = 0.0) -> float:

@@ -67,7 +67,7 @@ def evaluate(marginal: Marginal, x: Array, want: Iterable[Want], probes: Array |
     mean = (queries + marginal.sigma[:, None] ** 2 * score) / marginal.alpha[:, None]
 
     def out(value: Array | None) -> Array:
-        return None if value is None else xp.astype(value, x.dtype, copy=False)
+        return None if value is None else _checks.narrowed(value, x.dtype)
 
     return Evaluation(
         log_density=out(moments.log_mass),

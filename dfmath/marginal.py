@@ -47,7 +47,8 @@ class Marginal:
         tolerance: float | None = None,
     ) -> None:
         self.alpha = _checks.noise_array("alpha", alpha, home, zero_allowed=False)
-        least, zero_allowed = 1.0 / _checks.largest_size(home), components.variance_range()[0] > 0
+        low, high = components.variance_range()
+        least, zero_allowed = 1.0 / _checks.largest_size(home), low > 0
         self.sigma = _checks.noise_array("sigma", sigma, home, zero_allowed=zero_allowed, least=least)
         self.tolerance = None if tolerance is None else _checks.fraction("tolerance", tolerance)
         self.components, self.home = components, home
@@ -56,6 +57,8 @@ class Marginal:
             raise ValueError(
                 f"alpha and sigma must have the same length, got {self.alpha.shape[0]} and {self.sigma.shape[0]}"
             )
+        _checks.joint_range(self.alpha, self.sigma, components, low, high)
+        self._least_spread = self.alpha**2 * low + self.sigma**2
         self.rows = sizes.pop() if sizes else None
 
     def __repr__(self) -> str:
@@ -184,7 +187,9 @@ class Marginal:
         """Validate queries and return them in the accumulation dtype."""
         _checks.batch("x", x, self.dim, self.rows, self.home)
         xp = array_namespace(x)
-        return xp.astype(x, accumulation_dtype(xp, x), copy=False)
+        if x.dtype != (dtype := accumulation_dtype(xp, x)):
+            _checks.fits_dtype("x", self._least_spread, x.dtype)
+        return xp.astype(x, dtype, copy=False)
 
     def at_row(self, i: int) -> Marginal:
         """The density at the noise level of query i alone."""
@@ -220,4 +225,4 @@ class Marginal:
 
     @staticmethod
     def _cast(result: Array, like: Array) -> Array:
-        return array_namespace(like).astype(result, like.dtype, copy=False)
+        return _checks.narrowed(result, like.dtype)

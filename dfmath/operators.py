@@ -168,4 +168,4 @@ class SymmetricOperator(ABC):
         return self._dense()
 
     def _out(self, value: Array | None) -> Array:
-        return array_namespace(self._home).astype(value, self._dtype, copy=False)
+        return _checks.narrowed(value, self._dtype)

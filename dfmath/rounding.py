@@ -12,7 +12,7 @@ import numpy as np
 from dfmath.backends._compat import Array, array_namespace, from_numpy, to_numpy
 from dfmath.backends.components import LOG_2PI, Components
 from dfmath.backends.moments import Moments, Space
-from dfmath.backends.precision import limit, plain_logit_error
+from dfmath.backends.precision import limit, plain_logit_error, two_term_roundings
 from dfmath.bounds import dropped_components, weight_factor
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Extent:
     radius: float  # largest |mu_k - centre|
     offset: float  # |centre|
     log_weight: float  # largest log pi_k
+    least_log_weight: float  # and smallest of those that are not zero
     low: float  # smallest and
     high: float  # largest eigenvalue of any C_k
     spherical: bool  # no rotation adds rounding
@@ -38,12 +39,13 @@ class Extent:
 def extent(components: Components) -> Extent:
     """Measure the components: two passes over the centres."""
     middle: Any = sum(components.each(_sum_of_centres)) / components.count
-    radius, log_weight = (max(values) for values in zip(*components.each(_farthest, middle), strict=True))
+    radius, log_weight, less = (max(values) for values in zip(*components.each(_farthest, middle), strict=True))
     low, high = components.variance_range()
     return Extent(
         radius=radius,
         offset=float(np.linalg.norm(middle)),
         log_weight=log_weight,
+        least_log_weight=-less,
         low=low,
         high=high,
         spherical=components.form == "diagonal",
@@ -63,11 +65,13 @@ def _sum_of_centres(part: Components) -> Any:
     return sum(to_numpy(array_namespace(c).sum(c, axis=0)) for c in _centre_tiles(part))
 
 
-def _farthest(part: Components, middle: Any) -> tuple[float, float]:
-    """Largest distance of a centre from the middle, and largest log-weight."""
+def _farthest(part: Components, middle: Any) -> tuple[float, float, float]:
+    """Largest distance of a centre from the middle, largest log-weight, and largest of minus the finite ones."""
     squares = (array_namespace(c).sum((c - from_numpy(middle, c)) ** 2, axis=1) for c in _centre_tiles(part))
     radius = math.sqrt(max(float(to_numpy(array_namespace(s).max(s))) for s in squares))
-    return radius, float(to_numpy(array_namespace(part.log_weights).max(part.log_weights)))
+    logs, xp = part.log_weights, array_namespace(part.log_weights)
+    less = xp.where(logs > -math.inf, -logs, xp.full_like(logs, -math.inf))
+    return radius, float(to_numpy(xp.max(logs))), float(to_numpy(xp.max(less)))
 
 
 def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space, dtype: Any) -> Array:
@@ -83,12 +87,14 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     largest = _largest_matrix(size, alpha, sigma, space)
     turn = _turn(size, alpha, sigma)
     root = xp.sqrt(_reach(size, marginal, moments.log_mass))
-    differences = _logit_error(marginal, size, x, moments.log_mass, limit(marginal.precision(dtype)))
-    logit_error = xp.where(moments.logit_error > 0, moments.logit_error, differences) + 0.5 * turn * (
-        root**2 + marginal.dim
-    )
-    h = weight_factor(logit_error) - 1.0
-    delta = moments.omitted + math.exp(-_CUT)
+    differences = _logit_error(marginal, size, x, moments, limit(marginal.precision(dtype)))
+    by_products = (moments.logit_error > 0) & (moments.exact == 0)
+    logit_error = xp.where(by_products, moments.logit_error, xp.maximum(moments.logit_error, differences))
+    logit_error = logit_error + 0.5 * turn * (root**2 + marginal.dim)
+    factor = weight_factor(logit_error)
+    h = factor - 1.0
+    delta = (moments.omitted + math.exp(-_CUT)) * factor  # what was light by logits that are off
+    delta = xp.where(delta < 1.0, delta, xp.ones_like(delta))
     spread = _vector_diameter(size, marginal, moments, space)
     covariance: Array = moments.between.trace
     _, dropped = dropped_components(delta, spread)
@@ -96,9 +102,13 @@ def numerical_error(marginal: Marginal, x: Array, moments: Moments, space: Space
     sums = unit * (marginal.dim + 2 * math.log2(marginal.components.count + 1) + 16)
     result = float(xp.finfo(dtype).eps) * (largest + covariance)
     off = _vector_error(size, marginal, root, turn, space)
-    moved = (2.0 * xp.sqrt(covariance) + off) * off + turn * (largest if space == "score" else (sigma / alpha) ** 2)
+    moved = (2.0 * xp.sqrt(covariance) + off) * off
+    if size.turned > 0.0:
+        moved = moved + turn * (largest if space == "score" else (sigma / alpha) ** 2)
     spoilt = covariance if size.common else covariance + largest  # one L for all does not depend on weights
     weights = xp.where(spoilt > 0, h, xp.zeros_like(h)) * spoilt
+    if size.common:  # no two covariances of vectors within this diameter differ by more than the largest of any
+        weights = xp.minimum(weights, dropped_components(xp.ones_like(delta), spread)[1])
     bound = dropped + delta * largest + weights + sums * (covariance + largest) + moved + result + moments.sum_error
     return xp.where(bound <= float(xp.finfo(dtype).max), bound, xp.full_like(bound, math.inf))
 
@@ -154,12 +164,14 @@ def _reach(size: Extent, marginal: Marginal, log_mass: Array) -> Array:
     return xp.where(reach > 0, reach, xp.zeros_like(reach))
 
 
-def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array, allowed: float) -> Array:
+def _logit_error(marginal: Marginal, size: Extent, x: Array, moments: Moments, allowed: float) -> Array:
     """Bound the rounding error of the logits that matter.
 
     By plain differences |dr| <= u (alpha |mu| + |r|), and a sum of d squares is off by at most d u. Where the backends
-    find errors above `allowed` they keep two terms, and only the last step, exp of a difference, rounds.
+    find errors above `allowed` they keep two terms; then the last step, exp of a difference, rounds, and what two terms
+    leave out.
     """
+    log_mass = moments.log_mass
     xp = array_namespace(log_mass)
     unit = float(xp.finfo(log_mass.dtype).eps)
     low = xp.sqrt(marginal.alpha**2 * size.low + marginal.sigma**2)
@@ -169,12 +181,43 @@ def _logit_error(marginal: Marginal, size: Extent, x: Array, log_mass: Array, al
     length = (1 if size.spherical else 2 * marginal.dim) * unit
     difference = length * (marginal.alpha * (size.offset + size.radius) + root * high) / low
     square = 2.0 * root * difference + difference**2 + (marginal.dim + 8) * unit * reach
-    plain = 0.5 * square + unit * (xp.abs(log_mass) + abs(size.log_weight) + marginal.dim * xp.abs(xp.log(low)))
+    logs = max(abs(size.log_weight), abs(size.least_log_weight))
+    plain = 0.5 * square + unit * (xp.abs(log_mass) + logs + marginal.dim * xp.abs(xp.log(low)))
     if not size.common:
         return plain
-    surely_refined = plain_logit_error(xp.zeros_like(reach), _norm(x) / low, unit, marginal.dim) > allowed
-    last_step = (_CUT + math.log(marginal.components.count) + 8.0) * unit
-    return xp.where(surely_refined, xp.minimum(plain, xp.full_like(plain, last_step)), plain)
+    distance = _norm(x) / low
+    spread = size.log_weight - size.least_log_weight
+    nearest = reach - 2.0 * (_CUT + math.log(marginal.components.count) + spread)  # no logit is above log q
+    nearest = xp.where(nearest > 0, nearest, xp.zeros_like(reach))
+    # The margin is for rounding of the backends' own estimate.
+    estimate = plain_logit_error(nearest, distance, unit, marginal.dim)
+    refined = _last_step(size, marginal, unit) + _two_term_error(marginal, moments, reach, distance)
+    return xp.where(estimate > 1.02 * allowed, xp.minimum(plain, refined), plain)
+
+
+def _last_step(size: Extent, marginal: Marginal, unit: float) -> float:
+    """Bound what exp of a difference of logits rounds, and the logarithms of weights where these differ."""
+    spread = size.log_weight - size.least_log_weight
+    own = 2.0 * spread + max(abs(size.log_weight), abs(size.least_log_weight)) if spread > 0 else 0.0
+    return (_CUT + math.log(marginal.components.count) + 8.0 + own) * unit
+
+
+def _two_term_error(marginal: Marginal, moments: Moments, reach: Array, distance: Array) -> Array:
+    """Bound the error of logits log pi - |r|^2/(2 S) that are kept in two terms [MATH 4.9].
+
+    With u the unit roundoff, Q = |r|^2/S, r = x - alpha mu, and `distance` |x|/sqrt(S):
+
+    - x - p and p = alpha mu are exact in two terms each; adding the second ones rounds u (u |x - p| + u |p|), together
+      at most u^2 (2 |r| + |x|), which moves Q/2 by u^2 (2 Q + sqrt(Q) |x|/sqrt(S));
+    - the sum of squares is off by `two_term_roundings` u^2 Q/2;
+    - two masses are added, and compared, in two terms that are made disjoint: 5 u^2 |log q| each time, and that is not
+      more often than there are components looked at.
+    """
+    xp = array_namespace(reach)
+    square = (0.5 * float(xp.finfo(reach.dtype).eps)) ** 2
+    residual = 2.0 * reach + xp.sqrt(reach) * distance
+    merged = 5.0 * (moments.exact + 1.0) * xp.abs(moments.log_mass)
+    return square * (residual + 0.5 * two_term_roundings(marginal.dim) * reach + merged)
 
 
 def _norm(x: Array) -> Array:

@@ -163,4 +163,4 @@ def _result(
     size = xp.sum(xp.abs(coefficients) * xp.sum(vectors**2, axis=2), axis=1) + xp.abs(shift)
     rounding = (vectors.shape[1] + 8) * float(xp.finfo(fisher.dtype).eps) * size
     parts = (shift, coefficients, vectors, error, rounding)
-    return OuterProductSpan(*(xp.astype(a, fisher.dtype, copy=False) for a in parts))
+    return OuterProductSpan(*(_checks.narrowed(a, fisher.dtype) for a in parts))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from arbitrary_precision import DIGITS, point_masses
+from dfmath.backends.numba_arithmetic import two_term_squared_distance
+from dfmath.backends.precision import two_term_roundings
 from helpers import (
     FORMS,
     KINDS,
@@ -30,6 +34,8 @@ from helpers import (
 )
 from hypothesis import given, settings
 from strategies import problems
+
+from dfmath import PointMasses
 
 GRID = accuracy_grid()
 CASES = [*GRID, "zero-weights"]
@@ -214,6 +220,101 @@ def test_bounds_for_stiff_covariances(form, sigma, size):
     large = (size * c[0], size**0.5 * c[1]) if isinstance(c, tuple) else size * (c + 1e-3 * np.ones((3, 3)))
     problem = replace(problem, covariances=large)
     check_bounds(problem, problem.truth()[0])
+
+
+def tied(dim, ratio, log_weights=None):
+    """A vector and permutations of it, which are exactly as far from a query of equal entries: ratio sigma away."""
+    rng = np.random.default_rng(dim)
+    first = rng.standard_normal(dim).astype(np.float32).astype(float)
+    centres, x = np.array([first, rng.permutation(first), rng.permutation(first)]), np.full((1, dim), 0.375)
+    sigma = 2.0 ** round(math.log2(np.linalg.norm(first - x) / ratio))
+    return Problem(centres, x, rng.standard_normal((1, dim)), 1.0, sigma, log_weights=log_weights)
+
+
+@pytest.mark.parametrize("ratio", [1e6, 1e9, 3e9, 1e10, 1e12, 1e14, 1e15, 1e16, 1e17])
+@pytest.mark.parametrize("dim", [8, 24, 64])
+def test_bounds_at_exact_ties_far_away(dim, ratio):
+    """Beyond 1e10 sigma two terms do not hold a tie any more, and from 1e16 on all weight falls on one component."""
+    problem = tied(dim, ratio)
+    check_bounds(problem, problem.truth()[0], kinds=KINDS, absurd=1e-8 if ratio <= 1e10 else None)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4, 1e5, 1e6, 1e7])
+@pytest.mark.parametrize("dim", [8, 24, 64])
+def test_bounds_at_exact_ties_where_two_terms_are_float32(dim, ratio):
+    kinds = [kind for kind in KINDS if kind.unit > 1e-10]
+    if not kinds:
+        pytest.skip("no array library here that sums in float32")
+    problem = tied(dim, ratio)
+    check_bounds(problem, problem.truth()[0], "float32", kinds=kinds, absurd=1e-2 if ratio <= 1e4 else None)
+
+
+def test_ties_keep_their_weights_in_many_dimensions():
+    """The constant d log(2 pi S)/2 is tens of thousands here, and is not to round weights that differ."""
+    problem = tied(3000, 1e6, log_weights=np.array([0.0, -0.3, -1.1]))
+    check_bounds(problem, problem.truth()[0], kinds=KINDS, absurd=1e-10)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 31, 32, 33, 100, 1000])
+def test_two_term_roundings(dim):
+    rng, unit = np.random.default_rng(dim), 2.0**-53
+    for size in (1.0, 1e6):
+        x, y = size + rng.standard_normal(dim), size + rng.standard_normal(dim)
+        high, low = two_term_squared_distance(x, 0.7, y)
+        with mpmath.workdps(DIGITS):
+            gaps = [mpmath.mpf(a) - mpmath.mpf(0.7) * mpmath.mpf(b) for a, b in zip(x, y, strict=True)]
+            square = mpmath.fsum(g * g for g in gaps)
+            error = abs(mpmath.mpf(high) + mpmath.mpf(low) - square)
+            root, length = mpmath.sqrt(square), mpmath.sqrt(mpmath.fsum(mpmath.mpf(a) ** 2 for a in x))
+            assert error <= unit**2 * (two_term_roundings(dim) * square + 2 * root * (2 * root + length))
+
+
+@pytest.mark.parametrize(("alpha", "sigma", "size"), [(1e-100, 1e100, 1.0), (1e10, 1e-60, 1e-60), (1.0, 1e-70, 1e-65)])
+@pytest.mark.filterwarnings("error")
+def test_far_ends_of_the_allowed_range(alpha, sigma, size):
+    """Right, and without a word from NumPy."""
+    rng = np.random.default_rng(0)
+    centres = size * rng.standard_normal((6, 3))
+    x = alpha * centres[:2] + min(sigma, 1.0) * rng.standard_normal((2, 3))
+    problem = Problem(centres, x, rng.standard_normal((2, 3)), alpha, sigma)
+    check_bounds(problem, problem.truth()[0])
+    check(problem, "float64", kinds=KINDS[:2])
+
+
+def crowds(counts, centres, x, v, sigma, shuffle):
+    """Centres that stand so many times among the points, and truth from weights instead."""
+    points = np.repeat(centres, counts, axis=0)
+    points = np.random.default_rng(0).permutation(points) if shuffle else points
+    found = [point_masses(centres, counts, row, 1.0, sigma, along) for row, along in zip(x, v, strict=True)]
+    truth = {name: np.array([getattr(t, name) for t in found]) for name in QUANTITIES}
+    return Problem(points, x, v, 1.0, sigma), truth
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("count", [40, 1000, 5000])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_for_many_copies_of_a_point(seed, count, shuffle):
+    """Sums of thousands of equal terms; F is all but I/sigma^2, to a few roundings."""
+    rng = np.random.default_rng(seed)
+    centres, counts = np.round(3 * rng.standard_normal((5, 2))), np.array([count, 1, count // 7, 1, 3])
+    x, v = centres[:3] + np.array([0.3, 0.1]), rng.standard_normal((3, 2))
+    problem, truth = crowds(counts, centres, x, v, 1e-3, shuffle)
+    check_bounds(problem, truth, absurd=1e-11)
+    got = PointMasses(problem.centres).diffuse(1.0, 1e-3).fisher(x).matvec(v)
+    np.testing.assert_allclose(got, truth["fisher_product"], rtol=4 * np.finfo(float).eps)
+
+
+@pytest.mark.parametrize("sigma", [1e-2, 1e-5])
+@pytest.mark.parametrize("count", [100, 1000, 4000])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_where_the_first_of_a_tie_is_alone(seed, count, sigma):
+    """Sums are centred at one point, all others are copies of another: their second moment is `count` times Cov."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(-512, 512, (2, 3)) / 512
+    problem, truth = crowds(
+        np.array([1, count]), centres, centres.mean(axis=0)[None], rng.standard_normal((1, 3)), sigma, False
+    )
+    check_bounds(problem, truth, absurd=1e-8)
 
 
 # The truth itself

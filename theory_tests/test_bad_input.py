@@ -48,6 +48,14 @@ TORCH_PRIOR, STRICT_PRIOR = PointMasses(TORCH), PointMasses(array_api_strict.asa
 TORCH_X, STRICT_X = torch.asarray(X), array_api_strict.asarray(X)
 
 
+SINGLE = X.astype(np.float32)
+
+
+def single(sigma):
+    """The same in float32."""
+    return PointMasses(POINTS.astype(np.float32)).diffuse(1.0, sigma)
+
+
 def changed(array, index, value):
     """A copy with one entry that is another."""
     copy = np.array(array)
@@ -272,6 +280,48 @@ BAD = [
     ("sigma-inf", lambda: PRIOR.diffuse(1.0, math.inf), ValueError, "^sigma", "finite", "got inf"),
     ("points-huge", lambda: PointMasses(changed(POINTS, (1, 0), 1e80)), ValueError, "^points", "1e.70", "row 1$"),
     ("x-huge", lambda: PRIOR.diffuse(1.0, 1.0).score(changed(X, (1, 0), -1e80)), ValueError, "^x", "1e.70", "row 1$"),
+    (
+        "alpha-and-data",
+        lambda: PRIOR.diffuse(1e150, 1e-70),
+        ValueError,
+        "^alpha times the data",
+        "at most 1e",
+        "alpha 1e",
+    ),
+    (
+        "alpha-and-large-data",
+        lambda: PointMasses(1e60 * POINTS).diffuse(1e100, 1.0),
+        ValueError,
+        "^alpha times the data",
+        "at most 1e",
+        "alpha 1e",
+    ),
+    ("alpha-over-sigma", lambda: PRIOR.diffuse(1e20, 1e-70), ValueError, "^alpha/", "at most 1e", "got 1e"),
+    (
+        "float32-sigma-tiny",
+        lambda: single(1e-21).score(SINGLE),
+        ValueError,
+        "^x has dtype float32",
+        "cannot",
+        "float64",
+    ),
+    ("float32-sigma-huge", lambda: single(1e25).score(SINGLE), ValueError, "^x has dtype float32", "cannot", "float64"),
+    (
+        "float32-trace",
+        lambda: single(6e-20).fisher(SINGLE).trace(),
+        ValueError,
+        "^results must be representable",
+        "float32",
+        "float64",
+    ),
+    (
+        "float32-log-density",
+        lambda: single(1e-19).log_density(100 * SINGLE),
+        ValueError,
+        "^results must be representable",
+        "float32",
+        "float64",
+    ),
     ("sigma-too-small-for-data", lambda: PRIOR.diffuse(1.0, 1e-80), ValueError, "^sigma", "from 1e-70", "got 1e-80"),
     ("theorem-number", lambda: select([1.2]), TypeError, "^theorem", "builtins.str", "float 1.2"),
     ("levels-text", lambda: noise_levels("high"), TypeError, "^rho_max", "real number", "str 'high'"),
