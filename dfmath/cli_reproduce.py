@@ -50,6 +50,8 @@ def reproduce(
     evaluations of it.
     """
     _checks.one_of("name", name, (*NAMES, PIPELINE.name, "all"))
+    from rich.markdown import Markdown
+
     from dfmath import report
     from dfmath.experiments import run
 
@@ -65,7 +67,7 @@ def reproduce(
         model=model,
         cache=cache,
         say=say,
-        show=(lambda tables: None) if json else print,
+        show=(lambda tables: None) if json else lambda tables: report.console().print(Markdown(tables)),
         progress=progress,
     )
     if json:

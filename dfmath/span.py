@@ -14,6 +14,7 @@ from dfmath.backends._compat import Array, array_namespace, index_dtype
 from dfmath.backends.array_api import component_tiles, local
 from dfmath.backends.moments import Space
 from dfmath.backends.sampling import posterior_weights
+from dfmath.low_rank import TOLERANCE
 
 if TYPE_CHECKING:
     from dfmath.fisher import DiffusionFisher
@@ -133,25 +134,34 @@ def _centred(fisher: DiffusionFisher) -> OuterProductSpan:
 
 
 def _orthonormal(fisher: DiffusionFisher, tolerance: float) -> OuterProductSpan:
-    """Keep the leading eigenvectors of shift I - F, as many as the worst query of the batch needs.
+    """Keep the leading eigenvectors of shift I - F, as many as the worst query of the batch needs."""
+    xp, dim = array_namespace(fisher.x), fisher.marginal.dim
+    shift, values, vectors, missed = _spectrum(fisher)
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    floor = max(tolerance, dim * float(xp.finfo(values.dtype).eps))
+    below = xp.all(values <= floor * xp.maximum(shift, values[:, -1])[:, None], axis=0)
+    drop = int(xp.sum(xp.astype(below, index_dtype(below))))
+    rest = xp.maximum(missed, values[:, drop - 1]) if drop else missed
+    kept = xp.matrix_transpose(vectors[:, :, drop:])
+    return _result(fisher, shift, -values[:, drop:], kept, rest)
 
-    With one covariance c I for all components shift - F = Cov[s_k]; otherwise the shift is the largest eigenvalue of
-    E[L].
+
+def _spectrum(fisher: DiffusionFisher) -> tuple[Array, Array, Array, Array]:
+    """Shift (B,), eigenvalues of shift I - F from small to large, their vectors, and the largest that may be missing.
+
+    With one covariance c I for all components shift - F = Cov[s_k], of low rank where few carry weight; otherwise the
+    shift is the largest eigenvalue of E[L].
     """
-    q, xp = fisher.marginal, array_namespace(fisher.x)
+    q, xp, found = fisher.marginal, array_namespace(fisher.x), fisher.low_rank()
+    if found is not None:
+        missed = TOLERANCE * float(xp.finfo(fisher.dtype).eps) * xp.maximum(found.shift, -found.values[:, -1])
+        return found.shift, -found.values, found.vectors, missed
     _checks.fits_in_memory("the dense matrices", *fisher.shape, instead="use form 'centred', or matvec")
     moments = q.moments(fisher.x, ("dense",), "score")
     within, between = moments.within.dense, moments.between.dense
     shift = xp.linalg.eigvalsh(within)[:, -1]
     eye = xp.eye(q.dim, dtype=fisher.x.dtype, device=fisher.x.device)
-    values, vectors = xp.linalg.eigh(shift[:, None, None] * eye - within + between)
-    values = xp.where(values > 0, values, xp.zeros_like(values))
-    floor = max(tolerance, q.dim * float(xp.finfo(values.dtype).eps))
-    below = xp.all(values <= floor * xp.maximum(shift, values[:, -1])[:, None], axis=0)
-    drop = int(xp.sum(xp.astype(below, index_dtype(below))))
-    rest = values[:, drop - 1] if drop else xp.zeros_like(shift)
-    kept = xp.matrix_transpose(vectors[:, :, drop:])
-    return _result(fisher, shift, -values[:, drop:], kept, rest)
+    return shift, *xp.linalg.eigh(shift[:, None, None] * eye - within + between), xp.zeros_like(shift)
 
 
 def _result(

@@ -234,7 +234,7 @@ def figure(result: dict[str, Any]) -> Any:
 
 def _draw_steps(axes: Any, result: dict[str, Any]) -> None:
     exact = result["converged"]["three points"]["schedules"]["canonical"]["off-diagonal"][0]
-    axes.axhspan(*PRINTED, color="0.92", label="printed by the published script")
+    axes.axhspan(*PRINTED, color="0.5", alpha=0.2, linewidth=0, label="printed by the published script")
     axes.axhline(exact, color="black", linewidth=1.0, label="converged, every schedule")
     for colour, (name, signs) in zip(output.COLOURS, result["steps"]["three points"].items(), strict=False):
         for sign, row in signs.items():

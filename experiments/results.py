@@ -22,6 +22,7 @@ FIGURES = (".png", ".svg")
 # What has to be equal for a result to be taken as it is. Its commit is told, but no part of this: most commits change
 # no source, and what they change of the sources is in the digest.
 IDENTITY = ("settings", "sources", "versions")
+WARNING = "**A quick run: the network was trained for seconds. The numbers show that it runs, and nothing else.**"
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,4 +129,6 @@ def drawn(folder: Path, name: str) -> bool:
 def markdown(module: Any, result: dict[str, Any]) -> str:
     """What an experiment asks, its tables, and what one sees, in Markdown."""
     tables = "\n\n".join(table.markdown() for table in module.tables(result))
-    return f"{module.QUESTION}\n\n{tables}\n\n{module.seen(result)}\n"
+    asked = result.get("settings", {})
+    warning = f"{WARNING}\n\n" if asked.get("quick") and "network" in asked else ""
+    return f"{module.QUESTION}\n\n{warning}{tables}\n\n{module.seen(result)}\n"

@@ -712,3 +712,12 @@ def test_null_is_read_as_nan(tmp_path):
     assert np.isnan(found["seconds"]) and found["machine"]["commit"] is None
     path.write_text("[]")
     assert results.load(path) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({"quick": True, "network": {}}, True), ({"quick": False, "network": {}}, False), ({"quick": True}, False)],
+)
+def test_quick_results_of_networks_say_that_they_are(settings, warned):
+    module = types.SimpleNamespace(QUESTION="?", tables=lambda result: [], seen=lambda result: "seen")
+    assert (results.WARNING in results.markdown(module, {"settings": settings})) == warned

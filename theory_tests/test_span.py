@@ -55,6 +55,40 @@ def test_every_form_is_the_fisher_of_point_masses(form, xp_kind, dtype):
     np.testing.assert_allclose(numbers(span.shift), 1 / SIGMA**2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_few_points_in_many_dimensions(dtype):
+    """Two points in 200,000 dimensions: F = I/sigma^2 - (alpha^2/sigma^4) w (1 - w) (y1 - y2)(y1 - y2)^T, by hand."""
+    dim, alpha, sigma = 200_000, 0.8, 0.7
+    rng = np.random.default_rng(0)
+    apart = rng.standard_normal(dim) / np.sqrt(dim)
+    points = np.stack([np.zeros(dim), apart]).astype(dtype)
+    x, v = (0.3 * alpha * points[1:]).astype(dtype), rng.standard_normal((1, dim)).astype(dtype)
+    span = PointMasses(points).diffuse(alpha, sigma).fisher(x).span()
+    y, x, v = (array.astype(np.float64) for array in (points, x[0], v[0]))
+    w = softmax(-((x - alpha * y) ** 2).sum(axis=1) / (2 * sigma**2))
+    u = y[1] - y[0]
+    wanted = v / sigma**2 - alpha**2 / sigma**4 * w[0] * w[1] * (u @ v) * u
+    tolerance = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    assert span.vectors.shape == (1, 1, dim)
+    np.testing.assert_allclose(span.matvec(v[None].astype(dtype))[0], wanted, atol=tolerance * np.abs(wanted).max())
+    assert abs(float(span.coefficients[0, 0]) + alpha**2 / sigma**4 * w[0] * w[1] * (u @ u)) < tolerance
+    assert 0.0 <= float(span.truncation_error[0]) <= 33 * np.finfo(dtype).eps / sigma**2
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_low_rank_and_dense_spans_agree(tolerance, monkeypatch):
+    """Of the same F in 150 dimensions, found from products and from the matrix; with as many vectors left out."""
+    rng = np.random.default_rng(1)
+    points = rng.standard_normal((6, 150)) * np.geomspace(1.0, 1e-2, 6)[:, None]
+    fisher = PointMasses(points).diffuse(1.0, 1.5).fisher(rng.standard_normal((2, 150)))
+    quick = fisher.span(tolerance=tolerance)
+    monkeypatch.setattr(type(fisher), "low_rank", lambda self: None)
+    dense = fisher.span(tolerance=tolerance)
+    assert quick.vectors.shape == dense.vectors.shape
+    np.testing.assert_allclose(quick.to_dense(), dense.to_dense(), atol=1e-14)
+    np.testing.assert_allclose(quick.truncation_error, dense.truncation_error, atol=1e-14)
+
+
 @pytest.mark.parametrize("form", ["centred", "orthonormal"])
 def test_mixtures_with_one_scalar_covariance(form, xp_kind, dtype):
     """The shift is 1/(alpha^2 c + sigma^2)."""
