@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from typing import Annotated, Any
@@ -54,7 +55,8 @@ def ot_test(
 
 def _verdict(label: str, found: Any) -> str:
     what = "is" if found.is_transport else "is not"
-    asymmetry = f"{found.asymmetry.mean:.3g} ± {found.asymmetry.standard_error:.1g}"
+    error = found.asymmetry.standard_error
+    asymmetry = f"{found.asymmetry.mean:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
     return f"{label}: the flow {what} an optimal transport map (asymmetry {asymmetry}, allowed {found.tolerance:g})"
 
 

@@ -133,10 +133,10 @@ def ot_check(
     rtol, tolerance = check_tolerances(rtol, 0.0, home)[0], _checks.real_number("tolerance", tolerance)
     if not 100 * rtol <= tolerance < 1:
         raise ValueError(f"tolerance must be in [100 rtol, 1) = [{100 * rtol:g}, 1), got {tolerance:g}")
-    if (note := range_note(prior, rho_max, rho_min)) is not None:
-        warnings.warn(note, stacklevel=2)
     z = _draw_starts(prior, rho_max, n, seed, start)
     flow = _flow(prior, z, rho_max, rho_min, schedule, rtol)
+    if (note := range_note(prior, rho_max, rho_min)) is not None:
+        warnings.warn(note, stacklevel=2)
     return _report(z, flow, tolerance, 10 * rtol)
 
 
