@@ -41,6 +41,20 @@ def names_of_tests(file: Path) -> set[str]:
 # The sources.
 
 
+def test_the_guides_traces_are_those_of_the_result():
+    """Every cell of the table of traces, in two digits, or three where a level is named; and times in evaluations."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "trace-error.json").read_text())
+    lines = (DOCS / "guide" / "approximations.md").read_text().split("| trace of F, median")[1].splitlines()
+    rhos = [cell.strip().removeprefix("ρ = ") for cell in lines[0].split("|")[1:-2]]
+    shown = {f"{level['rho']:.3g}": level["median"] for level in result["levels"]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:7]]
+    names = ("local-loss", "paper", "Hutchinson, 1 probe", "Hutchinson, 8 probes", "exact autodiff")
+    for row, name in zip(rows, names, strict=True):
+        assert row[1:-1] == [f"{shown[rho][name]:.2g}" for rho in rhos], name
+        cost = result["cost"][name]
+        assert row[-1] == (f"{cost:.2g}" if cost < 100 else f"{cost:.0f}"), name
+
+
 @pytest.mark.parametrize("page", MATHEMATICS, ids=lambda page: page.stem)
 def test_every_displayed_equation_is_verified(page):
     """By the theorem of its number, or by tests that exist; and no equation is displayed in another way."""
@@ -245,7 +259,8 @@ def test_results_are_shown_with_their_origin(site, file):
     built = [page for page in (site / "benchmarks").glob("*.html") if f"results/{file.name}" in page.read_text()]
     assert len(built) == 1
     text, result = built[0].read_text(), json.loads(file.read_text())
-    assert result["machine"]["commit"] in text
+    commit = result["machine"]["commit"]
+    assert commit in text and re.fullmatch(r"[0-9a-f]{7,}", commit), commit
     if file.with_suffix(".png").is_file():
         assert f"_images/{file.stem}.png" in text
 

@@ -27,9 +27,7 @@ BENCHMARKS = {
 def written(name: str, result: dict[str, Any]) -> str:
     """Return the tables of one result as Markdown."""
     if name in EXPERIMENTS:
-        # Results that were measured before files held their settings keep the tables that were written with them.
-        old = "settings" not in result
-        return _committed(name) if old else markdown(EXPERIMENTS[name].module, with_nan(result))
+        return markdown(EXPERIMENTS[name].module, with_nan(result))
     own: dict[str, Callable[[dict[str, Any]], str]] = {"accuracy": _accuracy, "plane": _plane}
     if name.startswith("flow_"):
         return _flow(result)
@@ -37,10 +35,6 @@ def written(name: str, result: dict[str, Any]) -> str:
         return own[name](result)
     module = importlib.import_module("dfmath.benchmarks." + BENCHMARKS.get(name, "moments"))
     return str(module.markdown(result))
-
-
-def _committed(name: str) -> str:
-    return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _flow(result: dict[str, Any]) -> str:
