@@ -120,12 +120,21 @@ def table(headings: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str, 
     ValueError
         If a row has more or fewer cells than there are headings.
     """
-    body = [_row(headings, row) for row in rows]
-    head = element("thead", element("tr", *(element("th", heading, scope="col") for heading in headings)))
+    cells = [list(row) for row in rows]
+    body = [_row(headings, row) for row in cells]
+    head = element("thead", element("tr", *_headings(headings, cells)))
     whole = element(
         "table", element("caption", element("div", caption)), head, element("tbody", *body), class_=name or None
     )
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def _headings(headings: Sequence[Any], rows: list[list[Any]]) -> list[Markup]:
+    """Each stands where the cells below it do."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(headings)
+    numbers = [i > 0 and any(map(_is_number, column)) for i, column in enumerate(columns)]
+    kinds = ("number" if right else None for right in numbers)
+    return [element("th", heading, scope="col", class_=kind) for heading, kind in zip(headings, kinds, strict=True)]
 
 
 def _row(headings: Sequence[Any], row: Sequence[Any]) -> Markup:
@@ -138,12 +147,13 @@ def _row(headings: Sequence[Any], row: Sequence[Any]) -> Markup:
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether this is a number, or a text that shows one: lines must not break at its sign or exponent."""
+    """Whether this is a number, or a text that shows one, with its error: lines must not break at sign or exponent."""
     if isinstance(cell, Markup):
         return False
     try:
-        float(cell)
-    except (TypeError, ValueError):
+        for part in str(cell).removeprefix("1 - ").split(" ± "):
+            float(part)
+    except ValueError:
         return False
     return True
 

@@ -26,7 +26,8 @@ th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.7rem; border-
   overflow-wrap: break-word; }
 thead th { border-bottom: 2px solid var(--line); }
 tbody th { font-weight: inherit; }
-.number { text-align: right; white-space: nowrap; }
+th.number, .number { text-align: right; white-space: nowrap; }
+time { white-space: nowrap; }
 figure { margin: 1rem 0; max-width: 100%; }
 figure img { max-width: 100%; height: auto; }
 figure svg { display: block; height: auto; max-width: 100%; }

@@ -42,7 +42,8 @@ class Report:
         section = _section(self.folder, experiment, result)
         amount = "quick" if result["settings"]["quick"] else "full"
         sources = "these" if _is_current(result) else "others"
-        made = (amount, _seconds(result), result["made"], machine["commit"] or "unknown", sources)
+        when = page.element("time", result["made"])
+        made = (amount, _seconds(result), when, machine["commit"] or "unknown", sources)
         self.sections[name], self.rows[name] = section, (page.link(name, f"#{name}"), *made)
         self.unreadable = [other for other in self.unreadable if other != name]
 

@@ -257,6 +257,16 @@ def test_bad_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         page.destination(tmp_path / "r.html")
 
 
+def test_headings_stand_where_their_cells_do() -> None:
+    """Numbers to the right, also with an error or beside 1; names, dates and the rows' own headings to the left."""
+    rows = [("a", 1.0, "0.27 ± 0.04", "1 - 1.9e-04 ± 3e-05", "2026-11-22", None), ("b", "2e-3", "0", "1", "none", "7")]
+    found = Page(page.table(("name", "p", "q", "r", "made", "s"), rows, "numbers"))
+    kinds = [th["attributes"].get("class") for th in found.all("th", scope="col")]
+    assert kinds == [None, "number", "number", "number", None, "number"]
+    cells = [td["attributes"].get("class") for td in found.all("td")]
+    assert cells == ["number"] * 3 + [None] * 2 + ["number"] * 3 + [None, "number"]
+
+
 @pytest.mark.parametrize("theorem", registered(), ids=lambda t: t.number)
 def test_every_statement_converts(theorem: Theorem) -> None:
     found = Page(convert(theorem.statement))
