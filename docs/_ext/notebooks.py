@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def _cell(cell: dict[str, Any], name: str) -> str:
 def _output(output: dict[str, Any], name: str) -> str:
     data = output.get("data", {})
     if "image/png" in data:
-        (PAGES / f"{name}.png").write_bytes(base64.b64decode("".join(data["image/png"])))
+        _put(f"{name}.png", base64.b64decode("".join(data["image/png"])))
         return f"![What the cell above draws]({name}.png)"
     text = "".join(output.get("text", data.get("text/plain", [])))
     return _fenced("text", text.rstrip()) if text else ""
@@ -42,11 +42,24 @@ def _fenced(language: str, text: str) -> str:
 
 
 def write(app: Any) -> None:
-    """Write a page for each rendered notebook; there may be none."""
-    shutil.rmtree(PAGES, ignore_errors=True)
-    PAGES.mkdir(parents=True)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        (PAGES / f"{path.stem}.md").write_text(_page(path))
+    """Write a page for each rendered notebook; there may be none. Another build may be at it, too."""
+    PAGES.mkdir(parents=True, exist_ok=True)
+    notebooks = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    for stem, path in notebooks.items():
+        _put(f"{stem}.md", _page(path).encode())
+    for old in PAGES.iterdir():
+        if old.suffix in (".md", ".png") and not old.name.startswith(tuple(notebooks)):
+            old.unlink(missing_ok=True)
+
+
+def _put(name: str, content: bytes) -> None:
+    """Write a file that is not there already, whole: who reads meanwhile sees the old one or the new."""
+    path = PAGES / name
+    if path.is_file() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 class Notebooks(SphinxDirective):
