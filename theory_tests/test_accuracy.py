@@ -55,7 +55,8 @@ def promised(kind, dtype):
     """The standard; with float64 sums a float32 result is off by its own rounding alone."""
     if dtype == "float64":
         return 1e-10
-    return 1e-5 if kind.unit > 1e-10 or kind.backend == "numba" else 2.5e-7  # products may be in float32
+    products = kind.backend in ("numba", "device")  # which may be in float32
+    return 1e-5 if kind.unit > 1e-10 or products else 2.5e-7
 
 
 def check(problem, dtype, kinds=KINDS, slack=0.0, scales=None):
